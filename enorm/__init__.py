@@ -1,0 +1,43 @@
+"""Equi-normalization of ReLU networks (Stock, Graham, Gribonval, Jégou, ICLR 2019).
+
+ENorm multiplies the weights that produce a hidden unit by ``d > 0`` and divides the weights that
+consume it by ``d``, which leaves the function of a positively homogeneous network unchanged, and
+chooses the scales so that the global p-norm of the weights reaches its minimum.
+
+Data flows one way: model → plan (:func:`trace`) → scales → weights.
+
+* :func:`trace` finds what may be rescaled and says why the rest may not;
+* :func:`balance_` rescales once, to the minimum;
+* :class:`ENorm` rescales by a cycle after every optimiser step;
+* :func:`energy` and :func:`residual` measure, :func:`verify` checks the function;
+* :mod:`enorm.reference` is the paper's Algorithm 1 in plain loops.
+"""
+
+from enorm import reference
+from enorm._balance import BalanceResult, balance_, energy, residual
+from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip, UnsupportedModel
+from enorm._stepper import ENorm
+from enorm._trace import trace
+from enorm._verify import Verification, error_bound, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BalanceResult",
+    "Consumer",
+    "ENorm",
+    "Group",
+    "Layer",
+    "Plan",
+    "Producer",
+    "Skip",
+    "UnsupportedModel",
+    "Verification",
+    "balance_",
+    "energy",
+    "error_bound",
+    "reference",
+    "residual",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,220 @@
+"""Rescale once, to the minimum; and the two numbers that say how far away it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from enorm._apply import check_optimizer, touched_tensors, write_
+from enorm._masses import Precision
+from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._solve import Problem, Scales, build_problem
+from enorm._trace import trace
+
+Solver = Literal["sor", "cyclic", "jacobi"]
+
+
+@dataclass(frozen=True)
+class BalanceResult:
+    """What :func:`balance_` did.
+
+    Attributes:
+        cycles: passes over all groups.
+        converged: whether ``residual`` is at most the tolerance.
+        energy_before: ``Σ_k c^(p (q − k)) ‖W_k‖_p^p`` of the weights as they were.
+        energy_after: the same of the weights as they are stored now.
+        residual: the largest ``|log d|`` that one more cycle would apply, in scale space, before
+            the weights were rounded to their dtype.
+    """
+
+    cycles: int
+    converged: bool
+    energy_before: float
+    energy_after: float
+    residual: float
+    _backup: list[tuple[Tensor, Tensor]] = field(repr=False, compare=False)
+
+    def undo_(self) -> None:
+        """Put parameters and optimiser state back, bit for bit, as they were before."""
+        _restore_(self._backup)
+
+
+def balance_(
+    model: nn.Module,
+    plan: Plan | None = None,
+    *,
+    p: float = 2.0,
+    c: float = 1.0,
+    solver: Solver = "sor",
+    tol: float = 1e-8,
+    max_cycles: int = 1000,
+    batchnorm: BatchNormRule = "affine",
+    power_of_two: bool = False,
+    optimizer: Optimizer | None = None,
+) -> BalanceResult:
+    """Rescale ``model`` in place to the minimum of its energy, without changing its function.
+
+    Minimises ``E = Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over positive scales, one per hidden unit, by
+    cycles of exact minimisations over one group (Stock et al. 2019, Algorithm 1). Cycles work in
+    float64 on scale vectors; each weight is touched once, at the end.
+
+    Args:
+        model: float64, float32, bfloat16 or float16 parameters.
+        plan: from :func:`trace` on this model or one built like it; None traces.
+        p: exponent of the norm, finite and positive.
+        c: depth factor, positive; above 1 it puts weight towards the output.
+        solver: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same state;
+            ``"sor"`` over-relaxes each chain of q weights by ``ω = 2 / (1 + sin(π / q))`` and
+            takes ``ω = 1`` where units have several consumers.
+        tol: largest ``|log d|`` that one more cycle may still apply.
+        max_cycles: give up after so many; the result is kept and says ``converged=False``.
+        batchnorm: ``"affine"`` scales BatchNorm's weight and bias and keeps the function;
+            ``"ignore"`` is the published rule, which does not keep it.
+        power_of_two: use scales 2^n only, so that outputs stay equal bit for bit (barring
+            overflow and underflow); always unrelaxed.
+        optimizer: an SGD whose momentum goes along.
+
+    Raises:
+        ValueError: an argument is out of its range, the plan has no groups or belongs to another
+            model, or a parameter is not finite. The model is unchanged.
+        TypeError: the optimizer's state is of an unknown kind.
+        UnsupportedModel: the model cannot be traced.
+    """
+    check_exponents(p, c)
+    if solver not in ("sor", "cyclic", "jacobi"):
+        raise ValueError(f"solver must be 'sor', 'cyclic' or 'jacobi', got {solver!r}")
+    if not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol!r}")
+    if max_cycles < 1:
+        raise ValueError(f"max_cycles must be at least 1, got {max_cycles!r}")
+    if optimizer is not None:
+        check_optimizer(optimizer)
+    plan = (trace(model) if plan is None else plan).under(batchnorm)
+    tensors = tensors_of(model, plan)
+    plan.require_groups()
+    _check_finite(plan, tensors)
+
+    energy_before = _energy(plan, tensors, p, c)
+    problem = build_problem(plan, p, c)
+    with torch.no_grad():
+        scales, cycles, remaining = _solve(problem, tensors, solver, tol, max_cycles, power_of_two)
+    touched = touched_tensors(plan, tensors, optimizer)
+    backup = [(tensor, tensor.detach().clone()) for tensor in touched]
+    try:
+        write_(plan, tensors, scales.scales(), optimizer)
+        energy_after = _energy(plan, tensors, p, c)
+    except BaseException:
+        _restore_(backup)
+        raise
+    return BalanceResult(cycles, remaining <= tol, energy_before, energy_after, remaining, backup)
+
+
+def energy(
+    model_or_plan: nn.Module | Plan,
+    p: float = 2.0,
+    c: float = 1.0,
+    batchnorm: BatchNormRule = "affine",
+) -> float:
+    """``E = Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over all weighted layers, summed in float64.
+
+    Under ``batchnorm="affine"`` the weight ``γ`` of a BatchNorm behind layer k counts as
+    ``c^(p (q − k)) ‖γ‖_p^p`` too; under ``"ignore"`` it does not. Biases never count.
+
+    Raises:
+        ValueError: p, c or batchnorm is out of its range.
+        ReferenceError: a plan whose model is gone.
+    """
+    check_exponents(p, c)
+    plan, tensors = _resolve(model_or_plan, batchnorm)
+    return _energy(plan, tensors, p, c)
+
+
+def residual(
+    model_or_plan: nn.Module | Plan,
+    p: float = 2.0,
+    c: float = 1.0,
+    batchnorm: BatchNormRule = "affine",
+) -> float:
+    """The largest ``|log d|`` that one cycle would apply now; zero exactly at the minimum.
+
+    Raises:
+        ValueError: p, c or batchnorm is out of its range, or there is nothing to rescale.
+        ReferenceError: a plan whose model is gone.
+    """
+    check_exponents(p, c)
+    plan, tensors = _resolve(model_or_plan, batchnorm)
+    plan.require_groups()
+    with torch.no_grad():
+        _, _, remaining = _solve(build_problem(plan, p, c), tensors, "cyclic", 0.0, 0, False)
+    return remaining
+
+
+def check_exponents(p: float, c: float) -> None:
+    """Raise ValueError unless p and c are finite and positive."""
+    for name, value in (("p", p), ("c", c)):
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _resolve(
+    model_or_plan: nn.Module | Plan, batchnorm: BatchNormRule
+) -> tuple[Plan, Mapping[str, Tensor]]:
+    plan = model_or_plan if isinstance(model_or_plan, Plan) else trace(model_or_plan)
+    plan = plan.under(batchnorm)
+    return plan, tensors_of(plan.model, plan)
+
+
+def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: float) -> float:
+    total = 0.0
+    for layer in plan.layers:
+        norm = torch.linalg.vector_norm(tensors[layer.weight].detach().double(), p)
+        # As a tensor, a large norm to a large p becomes infinity; a float would raise.
+        total += ((norm * c ** (plan.depth - layer.depth)) ** p).item()
+    return total
+
+
+def _check_finite(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    for name in plan.parameter_names():
+        if not torch.isfinite(tensors[name]).all():
+            raise ValueError(f"parameter {name!r} has non-finite entries: nothing was rescaled")
+
+
+def _solve(
+    problem: Problem,
+    tensors: Mapping[str, Tensor],
+    solver: Solver,
+    tol: float,
+    max_cycles: int,
+    power_of_two: bool,
+) -> tuple[Scales, int, float]:
+    """Cycles until one more would move no scale by more than ``tol``."""
+    ladder: tuple[Precision, ...] = ("float64", "log")
+    for precision in ladder:
+        scales = Scales(problem, tensors, precision=precision, power_of_two=power_of_two)
+        remaining, cycles = math.inf, 0
+        lost = False
+        while cycles < max_cycles and remaining > tol and not lost:
+            order: Literal["jacobi", "cyclic"] = "jacobi" if solver == "jacobi" else "cyclic"
+            moved = scales.cycle(order=order, relax=solver == "sor")[0].item()
+            cycles += 1
+            # `moved` was measured on the way; only when it is small is the true value worth a pass.
+            if moved <= tol:
+                remaining = scales.residual()
+            lost = scales.lost_range()
+        if remaining > tol:
+            remaining = scales.residual()
+        if not (lost or scales.lost_range()):
+            break
+    return scales, cycles, remaining
+
+
+def _restore_(backup: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, kept in backup:
+            tensor.copy_(kept)

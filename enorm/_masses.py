@@ -1,0 +1,171 @@
+"""Masses ``|W|^p`` of one weight, and the sums over them that a cycle needs.
+
+For fixed weights a cycle only moves scale vectors, so it works on the masses
+``M[i, j] = Σ |W[i, j, ...]|^p`` (summed over kernel positions and flatten blocks) and never on the
+weights: with scales ``2^z`` the p-th power of a row norm is ``Σ_j M[i, j] 2^(−p z_j)`` times the
+row's own ``2^(p z_i)``. Everything is returned as a base-2 logarithm in float64.
+
+Three representations, from fast to safe, hold the same numbers:
+
+* float32 sums, for weights of at most 32 bits whose sums stay far from the ends of float32;
+* float64 sums, where those ends come near;
+* float64 logarithms, which neither overflow nor vanish for any p and any finite weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "float64", "log"]
+
+
+class Workspace:
+    """Buffers that one weight's masses leave for the next: fresh pages cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def take(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of the shape and on the device of ``like``."""
+        free = self._free.get((like.shape, dtype))
+        return free.pop() if free else torch.empty_like(like, dtype=dtype)
+
+    def give(self, buffer: Tensor) -> None:
+        """Take ``buffer`` back for later; the giver must not use it any more."""
+        self._free.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
+
+
+class Masses:
+    """Masses of a weight whose rows, columns or both carry scales.
+
+    Args:
+        weight: ``(out, in, *kernel)``, or ``(features,)`` for a diagonal weight.
+        p: the norm's exponent.
+        rows: whether a group multiplies the rows.
+        columns: whether a group divides the columns.
+        block: consecutive columns per unit of the dividing group.
+        precision: the representation.
+        workspace: where the powers of the entries are kept; None allocates.
+
+    Attributes:
+        seen: sums computed so far, for :func:`lost_range`.
+        zeros_are_dead: whether a sum of zero can only come from zero weights.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        p: float,
+        *,
+        rows: bool,
+        columns: bool,
+        block: int,
+        precision: Precision,
+        workspace: Workspace | None = None,
+    ) -> None:
+        self.p = p
+        self.log = precision == "log"
+        self.dtype = torch.float32 if precision == "float32" else torch.float64
+        # At most 2^±149 per weight and as much per scale: squares stay within 2^±900 of float64.
+        self.zeros_are_dead = self.dtype is torch.float64 and weight.element_size() <= 4 and p <= 2
+        self.seen: list[Tensor] = []
+        weight = weight.detach()
+        self._workspace = workspace or Workspace()
+        self._buffer: Tensor | None = None
+        self._matrix: Tensor | None = None
+        if rows and columns:
+            by_unit = weight.reshape(weight.shape[0], weight.shape[1] // block, -1)
+            powers = self._powers(by_unit)
+            self._matrix = powers.squeeze(2) if powers.shape[2] == 1 else self._sum(powers, 2)
+        elif weight.dim() == 1:
+            self._sums = self._powers(weight)
+        elif rows:
+            self._sums = self._sums_along(weight.flatten(1), (1,))
+        else:
+            by_unit = weight.reshape(weight.shape[0], weight.shape[1] // block, -1)
+            self._sums = self._sums_along(by_unit, (0, 2))
+
+    def _powers(self, weight: Tensor) -> Tensor:
+        powers = self._workspace.take(weight, self.dtype)
+        self._buffer = powers
+        if self.p == 2 and weight.dtype is self.dtype and not self.log:
+            return torch.square(weight, out=powers)
+        # Converted before it is raised: a float32 power may overflow where a float64 one does not.
+        powers.copy_(weight).abs_()
+        if self.log:
+            return powers.log2_().mul_(self.p)
+        return powers if self.p == 1 else powers.pow_(self.p)
+
+    def release(self) -> None:
+        """Give the buffer back to the workspace; only :attr:`seen` may be used after."""
+        if self._buffer is not None:
+            self._workspace.give(self._buffer)
+            self._buffer = self._matrix = None
+
+    def _sum(self, powers: Tensor, axis: int) -> Tensor:
+        return _logsumexp2(powers, (axis,)) if self.log else powers.sum(axis)
+
+    def _sums_along(self, weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+        if self.log:
+            return _logsumexp2(self._powers(weight), axes)
+        # One fused pass, without a tensor of powers in between.
+        norms: Tensor = torch.linalg.vector_norm(weight, self.p, axes, dtype=self.dtype)
+        return norms.square_() if self.p == 2 else norms.pow_(self.p)
+
+    def rows(self, z: Tensor | None) -> Tensor:
+        """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
+        if self._matrix is None:
+            return self._log2(self._sums)
+        if z is None:
+            return self._log2(self._sum(self._matrix, 1))
+        return self._weighted(self._matrix, z * -self.p)
+
+    def columns(self, z: Tensor | None) -> Tensor:
+        """``log2 Σ_i M[i, j] 2^(p z_i)``, shape ``(units,)``; ``z=None`` stands for zeros."""
+        if self._matrix is None:
+            return self._log2(self._sums)
+        if z is None:
+            return self._log2(self._sum(self._matrix, 0))
+        return self._weighted(self._matrix.T, z * self.p)
+
+    def _log2(self, sums: Tensor) -> Tensor:
+        if self.log:
+            return sums
+        self.seen.append(sums)
+        return torch.log2(sums.double())
+
+    def _weighted(self, matrix: Tensor, exponents: Tensor) -> Tensor:
+        if self.log:
+            return _logsumexp2(matrix + exponents, (1,))
+        # Taking out the largest exponent keeps the factors within (0, 1].
+        shift = exponents.amax()
+        factors = torch.exp2(exponents - shift).to(self.dtype)
+        return self._log2(torch.mv(matrix, factors)).add_(shift)
+
+
+def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:
+    """Whether a sum came too near the ends of the representation.
+
+    Entries that vanish are below the smallest normal number, so a sum ``margin`` times above it
+    does not miss them. A sum of exactly zero belongs to a dead unit or has vanished;
+    ``zeros_are_dead`` says that the latter is impossible. Shape ``()``, bool, on the device.
+    """
+    sums = torch.cat(list(seen))
+    info = torch.finfo(sums.dtype)
+    margin = 2.0**12 / info.eps
+    if zeros_are_dead:
+        sums = torch.where(sums == 0, 1.0, sums)
+    low, high = torch.aminmax(sums)
+    return ~((low > info.smallest_normal * margin) & (high < info.max / margin))
+
+
+def _logsumexp2(powers: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``log2 Σ 2^x`` along ``axes``; an empty sum of vanished terms is −inf, never NaN."""
+    top = powers.amax(axes, keepdim=True)
+    shift = torch.where(top == -math.inf, 0.0, top)
+    return torch.exp2(powers - shift).sum(axes).log2_().add_(shift.squeeze(axes))

@@ -1,0 +1,296 @@
+"""Cycles over scale vectors: coordinate descent on a convex problem.
+
+In ``z = log2 d`` the energy is a sum of exponentials of differences. Along one unit it is
+``P 2^(p z) + Q 2^(−p z)`` plus a constant, where P collects the unit's producers and Q its
+consumers; the exact minimum over that unit is ``z* = log2(Q / P) / (2p)``. One group after the
+other gives block Gauss–Seidel (the paper's Algorithm 1), all at once Jacobi, and
+``z + ω (z* − z)`` over-relaxation. Source: Stock et al. 2019, Algorithm 1; Young 1971 for ω.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from enorm._masses import Masses, Precision, Workspace, lost_range
+from enorm._plan import Plan
+
+Order = Literal["cyclic", "jacobi"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A weight in the energy: its coefficient, and the groups on its rows and columns."""
+
+    weight: str
+    log2_coefficient: float
+    rows: int | None
+    columns: int | None
+    block: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The energy over scale vectors, without any tensor: terms, group sizes, biases.
+
+    ``biases[g]`` are the parameters that scale with group ``g`` without counting in the energy.
+    ``last_uses[g]`` are the terms that no group after ``g`` needs in a sweep.
+    ``omegas[g]`` is the optimal over-relaxation of the chain that group ``g`` belongs to.
+    """
+
+    p: float
+    terms: tuple[Term, ...]
+    producers: tuple[tuple[int, ...], ...]
+    consumers: tuple[tuple[int, ...], ...]
+    biases: tuple[tuple[str, ...], ...]
+    last_uses: tuple[tuple[int, ...], ...]
+    omegas: tuple[float, ...]
+
+
+def build_problem(plan: Plan, p: float, c: float) -> Problem:
+    """The problem that ``plan`` poses for exponent ``p`` and depth factor ``c``.
+
+    The coefficient of a layer at depth k is ``c^(p (q − k))``.
+    """
+    rows = {
+        producer.weight: index
+        for index, group in enumerate(plan.groups)
+        for producer in group.producers
+    }
+    columns = {
+        consumer.weight: (index, consumer.block)
+        for index, group in enumerate(plan.groups)
+        for consumer in group.consumers
+    }
+    terms = []
+    for layer in plan.layers:
+        if layer.weight in rows or layer.weight in columns:
+            column, block = columns.get(layer.weight, (None, 1))
+            coefficient = p * (plan.depth - layer.depth) * math.log2(c)
+            row = rows.get(layer.weight)
+            terms.append(Term(layer.weight, coefficient, row, column, block))
+    indices = range(len(plan.groups))
+    return Problem(
+        p=p,
+        terms=tuple(terms),
+        producers=tuple(tuple(t for t, m in enumerate(terms) if m.rows == g) for g in indices),
+        consumers=tuple(tuple(t for t, m in enumerate(terms) if m.columns == g) for g in indices),
+        biases=tuple(
+            tuple(producer.bias for producer in group.producers if producer.bias is not None)
+            for group in plan.groups
+        ),
+        last_uses=tuple(
+            tuple(t for t, m in enumerate(terms) if g == max(_groups(m))) for g in indices
+        ),
+        omegas=_omegas(len(plan.groups), terms),
+    )
+
+
+def _groups(term: Term) -> list[int]:
+    return [group for group in (term.rows, term.columns) if group is not None]
+
+
+def _omegas(count: int, terms: Sequence[Term]) -> tuple[float, ...]:
+    """``2 / (1 + sin(π / q))`` for groups in a chain of q weights, 1 for any other.
+
+    Groups are coupled when a weight has one on its rows and another on its columns. The Jacobi
+    iteration of a chain with live units has spectral radius ``cos(π / q)`` whatever its weights,
+    which gives the optimal ω of consistently ordered matrices (Young).
+    """
+    neighbours: list[set[int]] = [set() for _ in range(count)]
+    members: list[int] = [0] * count
+    for term in terms:
+        for group in _groups(term):
+            members[group] += 1
+        if term.rows is not None and term.columns is not None:
+            neighbours[term.rows].add(term.columns)
+            neighbours[term.columns].add(term.rows)
+    omegas = [1.0] * count
+    seen: set[int] = set()
+    for start in range(count):
+        if start in seen:
+            continue
+        component, frontier = {start}, [start]
+        while frontier:
+            fresh = neighbours[frontier.pop()] - component
+            component |= fresh
+            frontier += fresh
+        seen |= component
+        edges = sum(len(neighbours[group]) for group in component) // 2
+        is_chain = edges == len(component) - 1 and all(
+            len(neighbours[group]) <= 2 and members[group] == 2 for group in component
+        )
+        if is_chain:
+            for group in component:
+                omegas[group] = 2 / (1 + math.sin(math.pi / (len(component) + 1)))
+    return tuple(omegas)
+
+
+class Scales:
+    """The state of a solve: one vector ``z = log2 d`` per group (None stands for zeros).
+
+    Args:
+        problem: the problem.
+        tensors: the parameters by name; they must not change while this object is in use.
+        precision: representation of the masses.
+        power_of_two: keep every ``z`` integral, so that ``d`` is exact in binary floating point.
+        keep_masses: hold each weight's masses for the next cycle; False frees them after their
+            last use in a cycle, so that two weights' worth of memory serves all.
+        workspace: memory for the masses, to be used again by the next solve; None allocates.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        tensors: Mapping[str, Tensor],
+        *,
+        precision: Precision,
+        power_of_two: bool = False,
+        keep_masses: bool = True,
+        workspace: Workspace | None = None,
+    ) -> None:
+        self.problem = problem
+        self.power_of_two = power_of_two
+        self.z: list[Tensor | None] = [None] * len(problem.producers)
+        self._tensors = tensors
+        self._precision = precision
+        self._keep_masses = keep_masses
+        self._workspace = workspace or Workspace()
+        self._masses: dict[int, Masses] = {}
+        self._seen: list[Tensor] = []
+        self._zeros_are_dead = True
+        self._caps = [_cap([tensors[name] for name in names]) for names in problem.biases]
+
+    def cycle(self, *, order: Order = "cyclic", relax: bool = False) -> Tensor:
+        """One pass over all groups.
+
+        Args:
+            order: ``"cyclic"`` sees the groups already updated in this pass, ``"jacobi"`` none.
+            relax: over-relax by the problem's ω. Scales that are powers of two are never relaxed:
+                a relaxed step may round to the far side of the minimum and raise the energy.
+
+        Returns:
+            ``(2,)`` float64 on the device: the largest ``|log d|`` that an unrelaxed update would
+            apply (natural logarithm), and the number of units with a non-finite norm, which were
+            left alone.
+        """
+        before = list(self.z)
+        source = before if order == "jacobi" else self.z
+        steps, norms = [], []
+        for group in range(len(self.z)):
+            producing, consuming = self._norms(group, source)
+            step = self._step(group, producing, consuming, before[group])
+            steps.append(step)
+            norms.append(torch.maximum(producing, consuming))
+            if relax and not self.power_of_two:
+                step = step * self.problem.omegas[group]
+            self.z[group] = self._moved(group, before[group], step)
+        largest = torch.cat(steps).abs().amax() * math.log(2)
+        nonfinite = torch.cat(norms)
+        # NaN passes through maximum and compares false, so this counts NaN and +inf.
+        return torch.stack([largest, (~(nonfinite < math.inf)).sum().double()])
+
+    def scales(self) -> list[Tensor]:
+        """``log2 d`` per group, shape ``(size,)`` float64; there must have been a cycle."""
+        return [z for z in self.z if z is not None]
+
+    def residual(self) -> float:
+        """The largest ``|log d|`` that one more cyclic pass would apply; synchronises."""
+        kept = list(self.z)
+        largest = self.cycle()[0].item()
+        self.z = kept
+        return largest
+
+    def lost_range(self) -> bool:
+        """Whether the representation was too narrow for a sum since the last call; synchronises."""
+        for masses in self._masses.values():
+            self._collect(masses)
+        seen, self._seen = self._seen, []
+        if not seen:
+            return False
+        return bool(lost_range(seen, zeros_are_dead=self._zeros_are_dead))
+
+    def _norms(self, group: int, z: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """``log2`` of ``P = Σ_producers c_k L^p`` and ``Q = Σ_consumers c_k R^p`` without own d."""
+        terms = self.problem.terms
+        producing, consuming = [], []
+        for index in self.problem.producers[group]:
+            column = terms[index].columns
+            mass = self._mass(index).rows(None if column is None else z[column])
+            producing.append(mass.add_(terms[index].log2_coefficient))
+        for index in self.problem.consumers[group]:
+            row = terms[index].rows
+            mass = self._mass(index).columns(None if row is None else z[row])
+            consuming.append(mass.add_(terms[index].log2_coefficient))
+        if not self._keep_masses:
+            for index in self.problem.last_uses[group]:
+                masses = self._masses.pop(index)
+                self._collect(masses)
+                masses.release()
+        return _log2_add(producing), _log2_add(consuming)
+
+    def _step(
+        self, group: int, producing: Tensor, consuming: Tensor, current: Tensor | None
+    ) -> Tensor:
+        """``z* − z`` of one group; zero for dead and for non-finite units."""
+        step = (consuming - producing).mul_(0.5 / self.problem.p)
+        if current is not None:
+            step.sub_(current)
+        # A dead unit has log2 of zero, −inf, on a side; infinite or NaN norms end here as well.
+        step.nan_to_num_(0.0, 0.0, 0.0)
+        if (cap := self._caps[group]) is not None:
+            step = torch.minimum(step, cap if current is None else cap - current)
+        if self.power_of_two:
+            # Ties stay: to move by half a power of two and back would change nothing for ever.
+            step = torch.sign(step) * torch.ceil(step.abs() - (0.5 + 1e-9))
+        return step
+
+    def _moved(self, group: int, current: Tensor | None, step: Tensor) -> Tensor:
+        moved = step if current is None else current + step
+        cap = self._caps[group]
+        return moved if cap is None else torch.minimum(moved, cap)
+
+    def _mass(self, index: int) -> Masses:
+        if index not in self._masses:
+            term = self.problem.terms[index]
+            self._masses[index] = Masses(
+                self._tensors[term.weight],
+                self.problem.p,
+                rows=term.rows is not None,
+                columns=term.columns is not None,
+                block=term.block,
+                precision=self._precision,
+                workspace=self._workspace,
+            )
+        return self._masses[index]
+
+    def _collect(self, masses: Masses) -> None:
+        self._seen += masses.seen
+        masses.seen = []
+        self._zeros_are_dead &= masses.zeros_are_dead
+
+
+def _log2_add(parts: Sequence[Tensor]) -> Tensor:
+    """``log2 Σ 2^x`` over a few vectors."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = torch.logaddexp2(total, part)
+    return total
+
+
+def _cap(biases: Sequence[Tensor]) -> Tensor | None:
+    """Largest ``z`` that keeps every bias finite in its own dtype, with a factor 2 to spare."""
+    if not biases:
+        return None
+    caps = [
+        math.log2(torch.finfo(bias.dtype).max) - 1 - bias.detach().double().abs().log2()
+        for bias in biases
+    ]
+    # A bias of zero, infinity or NaN caps nothing; none forces a scale below 1.
+    unlimited = math.inf
+    return torch.stack(caps).nan_to_num(unlimited, unlimited, unlimited).amin(0).clamp_(min=0)

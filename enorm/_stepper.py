@@ -1,0 +1,160 @@
+"""ENorm inside a training loop: a few cycles after every optimiser step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from enorm._apply import check_optimizer, write_
+from enorm._balance import check_exponents
+from enorm._masses import Precision, Workspace
+from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._solve import Order, Scales, build_problem
+from enorm._trace import trace
+
+
+class ENorm:
+    """Rescales a model by cycles of Equi-normalization as it trains.
+
+    One cycle visits the groups in order; with producers' norm ``L_i`` and consumers' norm ``R_i``
+    of hidden unit i it multiplies the former and divides the latter by
+    ``d_i = sqrt(R_i / (c L_i))`` (Stock et al. 2019, Algorithms 1 and 2).
+
+    Units with a zero norm on a side are left alone, and so are units with a non-finite norm,
+    which :attr:`nonfinite` counts.
+
+    Args:
+        model: the network.
+        optimizer: a ``torch.optim.SGD``; its momentum goes with ``1/d``. None carries no state.
+        plan: from :func:`enorm.trace` on this model; None traces.
+        p: exponent of the norm, finite and positive.
+        c: depth factor, positive.
+        cycles: cycles per step.
+        every: act on every so many-th call of :meth:`step`.
+        order: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same weights.
+        batchnorm: ``"affine"`` keeps the function; ``"ignore"`` is the published rule.
+
+    Attributes:
+        plan: the plan under the BatchNorm rule in use.
+        nonfinite: 0-d int64 tensor on the model's device: units left alone so far because of a
+            non-finite norm, counted once per cycle. Reading it may synchronise; stepping does not.
+
+    Raises:
+        ValueError: an argument is out of its range, or the plan has no groups or belongs to
+            another model.
+        TypeError: the optimizer's state is of an unknown kind.
+        UnsupportedModel: the model cannot be traced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        plan: Plan | None = None,
+        p: float = 2.0,
+        c: float = 1.0,
+        cycles: int = 1,
+        every: int = 1,
+        order: Order = "cyclic",
+        batchnorm: BatchNormRule = "affine",
+    ) -> None:
+        check_exponents(p, c)
+        for name, value in (("cycles", cycles), ("every", every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
+        if order not in ("cyclic", "jacobi"):
+            raise ValueError(f"order must be 'cyclic' or 'jacobi', got {order!r}")
+        if optimizer is not None:
+            check_optimizer(optimizer)
+        self.plan = (trace(model) if plan is None else plan).under(batchnorm)
+        self._tensors = tensors_of(model, self.plan)
+        self.plan.require_groups()
+        self._optimizer = optimizer
+        self._problem = build_problem(self.plan, p, c)
+        self._cycles, self._every, self._order = cycles, every, order
+        self._calls = 0
+        self._workspace = Workspace()
+        self._precision: Precision | None = None
+        self._hook: RemovableHandle | None = None
+        first = next(self.plan.parameter_names())
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=self._tensors[first].device)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Apply the cycles; call it after ``optimizer.step()``."""
+        self._calls += 1
+        if self._calls % self._every:
+            return
+        scales, bad = self._solve()
+        write_(self.plan, self._tensors, scales.scales(), self._optimizer)
+        self.nonfinite += bad.to(torch.int64)
+
+    def attach(self) -> RemovableHandle:
+        """Run :meth:`step` after every step of the optimizer from now on.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ValueError: there is no optimizer.
+            RuntimeError: it is attached already.
+        """
+        if self._optimizer is None:
+            raise ValueError("attach needs the optimizer: ENorm(model, optimizer).attach()")
+        if self._hook is not None and self._hook.id in self._optimizer._optimizer_step_post_hooks:
+            raise RuntimeError("this ENorm is attached to its optimizer already")
+        self._hook = self._optimizer.register_step_post_hook(lambda *_: self.step())
+        return self._hook
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: calls so far, units left alone, the plan's fingerprint."""
+        return {
+            "calls": self._calls,
+            "nonfinite": int(self.nonfinite),
+            "precision": self._precision,
+            "fingerprint": self.plan.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state belongs to another model.
+        """
+        if state["fingerprint"] != self.plan.fingerprint:
+            raise ValueError("state belongs to an ENorm of another model: its fingerprint differs")
+        self._calls = state["calls"]
+        self._precision = state["precision"]
+        self.nonfinite.fill_(state["nonfinite"])
+
+    def _solve(self) -> tuple[Scales, Tensor]:
+        """Scales after the cycles, in the cheapest representation that holds the masses."""
+        on_cpu = self.nonfinite.device.type == "cpu"
+        ladder: list[Precision] = ["float32", "float64", "log"]
+        widths = [self._tensors[term.weight].element_size() for term in self._problem.terms]
+        if max(widths) > 4:
+            ladder.remove("float32")
+        if not on_cpu:
+            # A range check would synchronise the device, so take what is safe for every input.
+            ladder = ["float64"] if max(widths) <= 4 and self._problem.p <= 2 else ["log"]
+        if self._precision is not None:
+            # Dead units or extreme scales were met before: do not try in vain at every step.
+            ladder = ladder[ladder.index(self._precision) :]
+        for precision in ladder:
+            scales = Scales(
+                self._problem,
+                self._tensors,
+                precision=precision,
+                keep_masses=self._cycles > 1,
+                workspace=self._workspace,
+            )
+            bad = [scales.cycle(order=self._order)[1] for _ in range(self._cycles)]
+            if precision == ladder[-1] or not scales.lost_range():
+                break
+            self._precision = ladder[ladder.index(precision) + 1]
+        return scales, torch.stack(bad).sum()
