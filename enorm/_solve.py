@@ -222,11 +222,11 @@ class Scales:
         for index in self.problem.producers[group]:
             column = terms[index].columns
             mass = self._mass(index).rows(None if column is None else z[column])
-            producing.append(mass.add_(terms[index].log2_coefficient))
+            producing.append(mass + terms[index].log2_coefficient)
         for index in self.problem.consumers[group]:
             row = terms[index].rows
             mass = self._mass(index).columns(None if row is None else z[row])
-            consuming.append(mass.add_(terms[index].log2_coefficient))
+            consuming.append(mass + terms[index].log2_coefficient)
         if not self._keep_masses:
             for index in self.problem.last_uses[group]:
                 masses = self._masses.pop(index)

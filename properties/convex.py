@@ -1,0 +1,91 @@
+"""The energy as a convex function of log scales, written down a second time for scipy.
+
+With ``z = log d`` and masses ``M[i, j] = Σ |W[i, j, ...]|^p`` the energy of a chain is
+``Σ_k c_k Σ_ij M_k[i, j] exp(p (z_k[i] − z_(k−1)[j]))``; inputs and outputs have z = 0, and so have
+the rows in front of a BatchNorm, whose weight is one more diagonal term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import nn
+
+from properties.specs import weighted
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ConvexEnergy:
+    """Sum of ``coefficient · exp(p · (incidence @ z))`` over all entries of all masses."""
+
+    coefficients: Array
+    incidence: Array
+    p: float
+
+    def value(self, z: Array) -> float:
+        """The energy at ``z``."""
+        return float(self._terms(z).sum())
+
+    def gradient(self, z: Array) -> Array:
+        """Its gradient."""
+        return self.p * self.incidence.T @ self._terms(z)
+
+    def hessian(self, z: Array) -> Array:
+        """Its Hessian, positive definite where every unit is on a path from input to output."""
+        return self.p**2 * (self.incidence.T * self._terms(z)) @ self.incidence
+
+    def minimum(self) -> tuple[float, Array]:
+        """Energy and ``z`` at the minimum, by scipy's exact trust-region method."""
+        start = np.zeros(self.incidence.shape[1])
+        scale = self.value(start)
+        found = optimize.minimize(
+            lambda z: self.value(z) / scale,
+            start,
+            jac=lambda z: self.gradient(z) / scale,
+            hess=lambda z: self.hessian(z) / scale,
+            method="trust-exact",
+            options={"gtol": 1e-13, "maxiter": 2000},
+        )
+        return float(found.fun) * scale, found.x
+
+    def _terms(self, z: Array) -> Array:
+        return self.coefficients * np.exp(self.p * (self.incidence @ z))
+
+
+def convex_energy(model: nn.Sequential, p: float, c: float) -> ConvexEnergy:
+    """The energy of a chain of :mod:`properties.specs` under ``batchnorm="affine"``."""
+    layers = weighted(model)
+    q = len(layers)
+    offsets = np.cumsum([0] + [len(layer.weight) for layer, _ in layers[:-1]])
+    coefficients: list[float] = []
+    rows: list[Array] = []
+
+    def add(mass: float, up: int | None, down: int | None) -> None:
+        incidence = np.zeros(offsets[-1])
+        if up is not None:
+            incidence[up] += 1
+        if down is not None:
+            incidence[down] -= 1
+        coefficients.append(mass)
+        rows.append(incidence)
+
+    for k, (layer, norm) in enumerate(layers, start=1):
+        factor = c ** (p * (q - k))
+        weight = np.abs(layer.weight.detach().double().numpy()) ** p
+        hidden = k < q
+        units = len(weight)
+        before = len(layers[k - 2][0].weight) if k > 1 else 1
+        masses = weight.reshape(units, before, -1).sum(2)
+        for i in range(units):
+            up = offsets[k - 1] + i if hidden and norm is None else None
+            for j in range(before):
+                add(factor * masses[i, j], up, offsets[k - 2] + j if k > 1 else None)
+            if norm is not None and hidden:
+                gamma = abs(float(norm.weight[i])) ** p
+                add(factor * gamma, offsets[k - 1] + i, None)
+    return ConvexEnergy(np.array(coefficients), np.array(rows), p)

@@ -1,0 +1,159 @@
+"""Run records: one JSON file per finished run, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import enorm
+from repro.data import Images
+from repro.spec import NUMERICS_VERSION, RunSpec
+from repro.train import Epoch, RunResult
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run: what was asked, what came out, and where it ran."""
+
+    key: str
+    spec: RunSpec
+    result: RunResult
+    data: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        """Readable, and unique by the first half of the key's digits."""
+        method = self.spec.method.replace("+", "-")
+        return f"{method}-d{self.spec.depth:02d}-s{self.spec.seed}-{self.key[:12]}.json"
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and commit: what else may change a result's last bits."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "enorm": enorm.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        **_commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def make(
+    spec: RunSpec, result: RunResult, images: Images, key: str, device: torch.device
+) -> Record:
+    """A record of ``result``, with the environment as it is now."""
+    data = {
+        "form": images.form,
+        "cifar10": images.cifar10,
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "hash": images.hash,
+    }
+    return Record(key, spec, result, data, describe_environment(device))
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write ``record`` into ``folder`` atomically and durably.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    content = {"schema": _SCHEMA, "numerics_version": NUMERICS_VERSION, **asdict(record)}
+    target = folder / record.file_name
+    write_atomically(target, (json.dumps(content, indent=1) + "\n").encode())
+    return target
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Replace ``target`` by ``content`` in one step; a crash leaves the old file or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
+        try:
+            part.write(content)
+            part.flush()
+            os.fsync(part.fileno())
+            os.chmod(part.name, 0o644)
+            os.replace(part.name, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part.name)
+            raise
+
+
+def read(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        ValueError: it is not a whole record of this schema.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != _SCHEMA:
+            raise ValueError(f"schema {content['schema']}, expected {_SCHEMA}")
+        result = content["result"]
+        result["curve"] = tuple(Epoch(**epoch) for epoch in result["curve"])
+        if result["diverged_at"] is not None:
+            result["diverged_at"] = tuple(result["diverged_at"])
+        return Record(
+            content["key"],
+            RunSpec(**content["spec"]),
+            RunResult(**result),
+            content["data"],
+            content["environment"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is no whole run record: {error}") from error
+
+
+def read_all(folder: Path) -> Iterator[Record]:
+    """All records of a folder, by file name.
+
+    Raises:
+        ValueError: a file there is no whole run record; the message names it.
+    """
+    for path in sorted(folder.glob("*.json")):
+        yield read(path)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    """The project's commit and whether code that makes results differs from it."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        status = git("status", "--porcelain", "--", ":/enorm/*.py", ":/repro/*.py")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(status)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "modified": None}

@@ -1,0 +1,125 @@
+"""A run, described completely: nothing else may change its result but data, device and threads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Literal, get_args
+
+Method = Literal["baseline", "bn", "enorm", "enorm+bn"]
+METHODS: tuple[Method, ...] = get_args(Method)
+PAPER_DEPTHS = tuple(range(1, 20, 2))
+
+# Raised by hand when the same spec may give other numbers than before.
+NUMERICS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run of the fully connected CIFAR-10 experiment.
+
+    Attributes:
+        method: normalization scheme.
+        depth: p, the number of intermediary layers ``width × width``.
+        seed: of weights and batch order, together with the depth and with nothing else.
+        learning_rate: initial rate; epoch e of E trains with ``learning_rate · (1 − e / E)``.
+        epochs: E.
+        batch_size: images per step; a last smaller batch is kept.
+        weight_decay: of every parameter.
+        train_images: how many training images, the first ones of a fixed shuffle.
+        c: depth factor of ENorm.
+        p_norm: exponent of ENorm.
+        batchnorm: ENorm's BatchNorm rule.
+        bias: whether Linear layers have one.
+        width: hidden units per layer.
+    """
+
+    method: Method
+    depth: int
+    seed: int
+    learning_rate: float
+    epochs: int = 60
+    batch_size: int = 256
+    weight_decay: float = 1e-3
+    train_images: int = 50_000
+    c: float = 1.2
+    p_norm: float = 2.0
+    batchnorm: Literal["affine", "ignore"] = "ignore"
+    bias: bool = False
+    width: int = 500
+
+    @property
+    def uses_batchnorm(self) -> bool:
+        """Whether a BatchNorm follows every hidden Linear."""
+        return self.method in ("bn", "enorm+bn")
+
+    @property
+    def uses_enorm(self) -> bool:
+        """Whether an ENorm cycle follows every optimiser step."""
+        return self.method in ("enorm", "enorm+bn")
+
+    def key(self, data_hash: str) -> str:
+        """SHA-256 of the spec, :data:`NUMERICS_VERSION` and the hash of the images."""
+        content = {"spec": asdict(self), "numerics": NUMERICS_VERSION, "data": data_hash}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Default sizes of a figure."""
+
+    name: str
+    depths: tuple[int, ...]
+    seeds: int
+    epochs: int
+    train_images: int
+    data: str
+
+
+PRESETS = {
+    "paper": Preset("paper", PAPER_DEPTHS, 1, 60, 50_000, "cifar10"),
+    "quick": Preset("quick", (1, 9), 2, 3, 10_000, "synthetic"),
+}
+
+
+def learning_rates() -> dict[tuple[str, int], float]:
+    """The report's Table 1: initial rate by method and depth."""
+    table = resources.files("repro") / "published" / "learning_rates.csv"
+    with table.open() as lines:
+        return {
+            (row["method"], int(row["intermediary_layers"])): float(row["initial_learning_rate"])
+            for row in csv.DictReader(lines)
+        }
+
+
+def figure2_specs(
+    preset: Preset, seeds: int, depths: Sequence[int], methods: Sequence[Method]
+) -> list[RunSpec]:
+    """The runs of Figure 2, seed by seed so that an early stop leaves whole seeds.
+
+    Raises:
+        ValueError: a depth that Table 1 has no rate for.
+    """
+    rates = learning_rates()
+    for depth in depths:
+        if depth not in PAPER_DEPTHS:
+            raise ValueError(
+                f"depth {depth} has no learning rate in the report's Table 1: use odd depths 1 to 19"
+            )
+    return [
+        RunSpec(
+            method=method,
+            depth=depth,
+            seed=seed,
+            learning_rate=rates[method, depth],
+            epochs=preset.epochs,
+            train_images=preset.train_images,
+        )
+        for seed in range(seeds)
+        for depth in depths
+        for method in methods
+    ]
