@@ -27,7 +27,10 @@ PIXELS = 3 * 32 * 32
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2023, 0.1994, 0.2010)
 
-_CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+_CIFAR10_CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
 _KINDS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG"}
 
 
@@ -180,8 +183,8 @@ def _cifar10() -> Images:
             part = CIFAR10(str(root), train=train, download=True)
         except Exception as error:  # whatever the network, the disk or an archive may do
             raise DataError(
-                f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): give a folder "
-                "of images with --data PATH, or use drawn images with --data synthetic"
+                f"CIFAR-10 could not be downloaded ({type(error).__name__}: {error}): give a "
+                "folder of images with --data PATH, or use drawn images with --data synthetic"
             ) from error
         pixels = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
         parts.append((pixels, np.array(part.targets, np.int64)))
@@ -189,7 +192,7 @@ def _cifar10() -> Images:
 
 
 def _folder(path: Path) -> Images:
-    """``path/train/CLASS/*`` and ``path/test/CLASS/*``, decoded once and cached beside other data."""
+    """``path/train/CLASS/*`` and ``path/test/CLASS/*``; the decoded pixels are cached."""
     from torchvision.datasets import ImageFolder
 
     parts = []
@@ -206,7 +209,7 @@ def _folder(path: Path) -> Images:
             raise DataError(f"--data {path}: {name}/ holds no class folders of images") from error
         if len(folder.classes) != CLASSES:
             raise DataError(
-                f"--data {path}: {name}/ has {len(folder.classes)} class folders instead of {CLASSES}"
+                f"--data {path}: {name}/ has {len(folder.classes)} class folders, not {CLASSES}"
             )
         suffixes |= {Path(file).suffix.lower().lstrip(".") for file, _ in folder.samples}
         parts.append(_decode(folder.samples, name, path))

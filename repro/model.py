@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ def build(spec: RunSpec) -> nn.Sequential:
     sizes = [PIXELS, *[spec.width] * (spec.depth + 1), CLASSES]
     stream = generator(spec, "weights")
     modules: list[nn.Module] = []
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias)
         nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=stream)
         if spec.bias:

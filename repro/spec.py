@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Literal, get_args
 
@@ -63,8 +63,17 @@ class RunSpec:
         return self.method in ("enorm", "enorm+bn")
 
     def key(self, data_hash: str) -> str:
-        """SHA-256 of the spec, :data:`NUMERICS_VERSION` and the hash of the images."""
-        content = {"spec": asdict(self), "numerics": NUMERICS_VERSION, "data": data_hash}
+        """SHA-256 of the spec, :data:`NUMERICS_VERSION` and the hash of the images.
+
+        Fields at their default are left out, so that a field added later keeps old keys; a default
+        must therefore never change.
+        """
+        given = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if getattr(self, item.name) != item.default
+        }
+        content = {"spec": given, "numerics": NUMERICS_VERSION, "data": data_hash}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -108,7 +117,7 @@ def figure2_specs(
     for depth in depths:
         if depth not in PAPER_DEPTHS:
             raise ValueError(
-                f"depth {depth} has no learning rate in the report's Table 1: use odd depths 1 to 19"
+                f"depth {depth} has no learning rate in Table 1 of the report: use odd depths 1 to 19"
             )
     return [
         RunSpec(
