@@ -51,7 +51,7 @@ class ConvexEnergy:
             method="trust-exact",
             options={"gtol": 1e-13, "maxiter": 2000},
         )
-        return float(found.fun) * scale, found.x
+        return float(found.fun) * scale, np.asarray(found.x)
 
     def _terms(self, z: Array) -> Array:
         return self.coefficients * np.exp(self.p * (self.incidence @ z))
@@ -86,6 +86,6 @@ def convex_energy(model: nn.Sequential, p: float, c: float) -> ConvexEnergy:
             for j in range(before):
                 add(factor * masses[i, j], up, offsets[k - 2] + j if k > 1 else None)
             if norm is not None and hidden:
-                gamma = abs(float(norm.weight[i])) ** p
+                gamma = abs(norm.weight[i].item()) ** p
                 add(factor * gamma, offsets[k - 1] + i, None)
     return ConvexEnergy(np.array(coefficients), np.array(rows), p)

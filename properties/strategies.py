@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -12,6 +14,8 @@ P_NORMS = st.sampled_from([2.0, 1.0, 3.0, 0.5, 1.5, 6.0])
 C_FACTORS = st.sampled_from([1.0, 1.2, 0.8, 2.0])
 WIDE_DTYPES = st.sampled_from(["float64", "float32"])
 ALL_DTYPES = st.sampled_from(["float64", "float32", "bfloat16", "float16"])
+
+_POOLS: tuple[Literal["max", "avg"] | None, ...] = (None, "max", "avg")
 
 # Half precision has few decades to spread over before weights underflow.
 _DECADES = {"float64": 6.0, "float32": 4.0, "bfloat16": 4.0, "float16": 0.5}
@@ -39,7 +43,7 @@ def nets(
         out = draw(st.integers(1, 6 if axes == 0 else 4))
         kernel = stride = dilation = 1
         padding = 0
-        pool = None
+        pool: Literal["max", "avg"] | None = None
         if index < convolutions:
             kernel = draw(st.sampled_from([1, 2, 3]))
             stride = draw(st.sampled_from([1, 1, 2]))
@@ -48,7 +52,7 @@ def nets(
             lowest = max(0, -(-(dilation * (kernel - 1) + 1 - left) // 2))
             padding = draw(st.integers(lowest, max(lowest, 2)))
             left = (left + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            pool = draw(st.sampled_from([None, "max", "avg"]))
+            pool = draw(st.sampled_from(_POOLS))
             if pool is not None and left >= 2:
                 left //= 2
         else:

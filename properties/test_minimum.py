@@ -24,18 +24,25 @@ LIVE = nets(dtypes=st.just("float64"), dead=False, max_decades=1.0, max_hidden=4
 
 
 def log_scales(before: nn.Sequential, after: nn.Sequential) -> np.ndarray:
-    """``log d`` of every hidden unit, read off the largest entry of its producer."""
-    found = []
+    """``log d`` of every hidden unit, read off the largest entry of its producer.
+
+    An entry ``W[i, j]`` has been multiplied by ``d_k[i]`` and divided by the scale of the unit in
+    front of column j.
+    """
+    found: list[list[float]] = []
     pairs = zip(weighted(before)[:-1], weighted(after)[:-1], strict=True)
     for (old, old_norm), (new, new_norm) in pairs:
-        rows = old.weight if old_norm is None else old_norm.weight
-        moved = new.weight if new_norm is None else new_norm.weight
-        for row, scaled in zip(
-            rows.flatten(1) if rows.dim() > 1 else rows.view(-1, 1), moved, strict=True
-        ):
-            top = row.abs().argmax()
-            found.append(math.log(float(scaled.reshape(-1)[top] / row[top])))
-    return np.array(found)
+        in_front = [0.0] if old_norm is not None or not found else found[-1]
+        rows = (old if old_norm is None else old_norm).weight.detach()
+        moved = (new if new_norm is None else new_norm).weight.detach()
+        found.append([])
+        for row, scaled in zip(rows, moved, strict=True):
+            top = int(row.abs().flatten().argmax())
+            ratio = float(scaled.flatten()[top] / row.flatten()[top])
+            # Columns of one unit stand side by side, kernel positions included.
+            unit = top * len(in_front) // row.numel()
+            found[-1].append(math.log(ratio) + in_front[unit])
+    return np.array([z for layer in found for z in layer])
 
 
 @given(LIVE, P_NORMS, C_FACTORS, st.sampled_from(["sor", "cyclic", "jacobi"]))

@@ -36,7 +36,7 @@ def energy(dtype: torch.dtype, p: float, rewrites: int = 1) -> float:
     of the scales themselves is of second order, for they sit at a minimum; the first term leaves
     room for it.
     """
-    return (1 + 4 * rewrites * max(unit_roundoff(dtype), 2.0**-50)) ** p - 1
+    return float((1 + 4 * rewrites * max(unit_roundoff(dtype), 2.0**-50)) ** p - 1)
 
 
 def underflow(dtype: torch.dtype, p: float, weights: int) -> float:

@@ -165,7 +165,8 @@ def _fields(rng: np.random.Generator, count: int, size: int, cutoff: float) -> N
 def _crop(rng: np.random.Generator, variants: NDArray[np.float64]) -> NDArray[np.float64]:
     field = variants[rng.integers(len(variants))]
     top, left = rng.integers(0, 9, size=2)
-    return field[:, top : top + 32, left : left + 32]
+    crop: NDArray[np.float64] = field[:, top : top + 32, left : left + 32]
+    return crop
 
 
 def _cache_folder() -> Path:

@@ -117,7 +117,7 @@ def figure2_specs(
     for depth in depths:
         if depth not in PAPER_DEPTHS:
             raise ValueError(
-                f"depth {depth} has no learning rate in Table 1 of the report: use odd depths 1 to 19"
+                f"depth {depth} has no learning rate in the report: use odd depths from 1 to 19"
             )
     return [
         RunSpec(
