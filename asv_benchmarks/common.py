@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -93,8 +94,8 @@ def interleaved(
 class OnDevice:
     """Base of all benchmarks: parameters depth and device; skips a device that is not there."""
 
-    params: list[list[object]] = [list(DEPTHS), list(DEVICES)]
-    param_names = ["depth", "device"]
+    params: ClassVar[list[list[object]]] = [list(DEPTHS), list(DEVICES)]
+    param_names: ClassVar[list[str]] = ["depth", "device"]
     timeout = 300
 
     def setup(self, depth: int, device: str, *_: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import enorm
 from asv_benchmarks.common import METHODS, OnDevice, build, interleaved, training_step
 
@@ -9,8 +11,8 @@ from asv_benchmarks.common import METHODS, OnDevice, build, interleaved, trainin
 class Step(OnDevice):
     """Forward, backward, SGD and, with ENorm, a cycle."""
 
-    params = [*OnDevice.params, list(METHODS)]
-    param_names = [*OnDevice.param_names, "method"]
+    params: ClassVar[list[list[object]]] = [*OnDevice.params, list(METHODS)]
+    param_names: ClassVar[list[str]] = [*OnDevice.param_names, "method"]
 
     def prepare(self, depth: int, device: str, *rest: object) -> None:
         self.step = training_step(depth, device, str(rest[0]))

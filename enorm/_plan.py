@@ -70,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Skip:
-    """A place where rescaling ends although weights stand on both sides, and the reason."""
+    """A place that ends a group although weights stand behind it, or a weight left as it is."""
 
     where: str
     reason: str

@@ -122,8 +122,8 @@ class _Units:
     size: int
     consumers: list[Consumer] = field(default_factory=list)
     walls: list[Skip] = field(default_factory=list)
-    # Natural ends, worth a word only where the units have consumers as well.
-    ends: list[str] = field(default_factory=list)
+    # Ends with no weight behind them, worth a word only where the units have consumers as well.
+    ends: list[Skip] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ class _Walk:
         self.depths: dict[fx.Node, int] = {}
         self.units: list[_Units] = []
         self.layers: list[Layer] = []
+        self.above = self._above_weights()
         self.unusable = self._unusable_modules(model)
 
     def _unusable_modules(self, model: nn.Module) -> dict[str, str]:
@@ -184,6 +185,15 @@ class _Walk:
                 reasons[name] = "its parameters have no shape before the first forward"
         return reasons
 
+    def _above_weights(self) -> set[fx.Node]:
+        """Nodes whose value reaches a weight: behind the others there is nothing to rescale."""
+        above: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
+            if node in above or kind is nn.Linear or kind in CONVOLUTIONS or kind in BATCH_NORMS:
+                above.update((node, *node.all_input_nodes))
+        return above
+
     def run(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
         for node in self.graph.nodes:
             self.depths[node] = max((self.depths[i] for i in node.all_input_nodes), default=0)
@@ -191,9 +201,7 @@ class _Walk:
         groups = []
         skipped: dict[Skip, None] = {}
         for units in self.units:
-            walls = list(units.walls)
-            if units.consumers:
-                walls += [Skip(units.producer.module, reason) for reason in units.ends]
+            walls = units.walls + units.ends if units.consumers else units.walls
             if units.consumers and not walls:
                 groups.append(Group((units.producer,), tuple(units.consumers), units.size))
             skipped.update(dict.fromkeys(walls))
@@ -203,7 +211,8 @@ class _Walk:
         if node.op == "output":
             for source in node.all_input_nodes:
                 if (signal := self.signals[source]) is not None:
-                    signal.units.ends.append("its activations are also an output of the model")
+                    reason = "its activations are also an output of the model"
+                    signal.units.ends.append(Skip(signal.units.producer.module, reason))
             return None
         if node.op == "call_module":
             return self._visit_module(node, self.modules[str(node.target)])
@@ -279,7 +288,9 @@ class _Walk:
                 layer = Layer(name, kind, f"{name}.weight", bias, self.depths[node])
                 self.layers.append(layer)
         if reason is not None or weight is None:
-            return self._wall(node, reason or "it has no weight")
+            reason = reason or "it has no weight"
+            self._note(node, reason)
+            return self._wall(node, reason)
         if signal is not None:
             self._consume(node, signal, name, weight.shape[1], axis)
         units = _Units(Producer(name, f"{name}.weight", bias), weight.shape[0])
@@ -313,7 +324,8 @@ class _Walk:
         # Its input is a wall that needs no word (the rows in front simply stay); its output is a
         # fresh set of units whose scale the affine parameters carry.
         if signal is not None:
-            signal.units.ends.append(f"its activations are also normalized by {name}")
+            normalized = f"its activations are also normalized by {name}"
+            signal.units.ends.append(Skip(signal.units.producer.module, normalized))
         if affine:
             bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
             kind = type(module).__name__
@@ -400,7 +412,8 @@ class _Walk:
         skip = Skip(self._where(node), reason)
         for source in node.all_input_nodes:
             if (signal := self.signals[source]) is not None:
-                signal.units.walls.append(skip)
+                units = signal.units
+                (units.walls if node in self.above else units.ends).append(skip)
         return None
 
     def _note(self, node: fx.Node, reason: str) -> None:
@@ -413,7 +426,8 @@ class _Walk:
         if node.op == "call_module":
             return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        stack = node.meta.get("nn_module_stack") or {}
+        # Attribute reads are recorded before fx knows which module's code asks for them.
+        stack = node.meta.get("nn_module_stack") or {} if node.target is not getattr else {}
         inside = [path for path in stack if path]
         return f"{name} in {inside[-1]}.forward" if inside else f"{name} in forward"
 

@@ -1,0 +1,380 @@
+"""What may be rescaled is found however a chain is written, and everything else is a wall."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import enorm
+
+
+class Functional(nn.Module):
+    """Registration order is not call order; functional and module forms mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4 * 9, 5)
+        self.second = nn.Conv2d(6, 4, 3, padding=1)
+        self.first = nn.Conv2d(3, 6, 3, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Three weighted layers, pooling and a view."""
+        x = F.max_pool2d(self.relu(self.first(x)), 2)
+        x = F.dropout(F.leaky_relu(self.second(x), 0.1), 0.5, self.training)
+        x = F.adaptive_avg_pool2d(x, 3)
+        result: Tensor = self.last(x.view(x.size(0), -1))
+        return result
+
+
+class Written(nn.Module):
+    """Two or three Linear layers with whatever forward code a test gives."""
+
+    def __init__(self, forward: Callable[[Written, Tensor], object], width: int = 6) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, width)
+        self.b = nn.Linear(width, 6)
+        self.c = nn.Linear(6, 6)
+        self.code = forward
+
+    def forward(self, x: Tensor) -> object:
+        """The given code."""
+        return self.code(self, x)
+
+
+class First(nn.Module):
+    """The first of several values."""
+
+    def forward(self, x: tuple[Tensor, ...]) -> Tensor:
+        """As described."""
+        return x[0]
+
+
+def groups(plan: enorm.Plan) -> list[tuple[list[str], list[str], int]]:
+    """Producers' and consumers' module names, and size."""
+    return [
+        ([p.module for p in g.producers], [c.module for c in g.consumers], g.size)
+        for g in plan.groups
+    ]
+
+
+def assert_never_wrong(model: nn.Module, inputs: Tensor) -> None:
+    """Whatever the plan is, rescaling by it keeps a float64 network's function."""
+    model = copy.deepcopy(model).double().eval()
+    before = copy.deepcopy(model)
+    plan = enorm.trace(model)
+    if plan.groups:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for layer in plan.layers:
+                # Uneven units, so that a scale in the wrong place would show.
+                weight = model.get_parameter(layer.weight)
+                rows = torch.rand(len(weight), generator=generator, dtype=torch.float64) + 0.1
+                factor = rows.view(-1, *[1] * (weight.dim() - 1))
+                weight.mul_(factor)
+                before.get_parameter(layer.weight).mul_(factor)
+        enorm.balance_(model, plan)
+    expected, found = before(inputs.double()), model(inputs.double())
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_sequential_with_biases() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["0"], ["2"], 4), (["2"], ["4"], 5)]
+    assert plan.groups[0].producers[0].bias == "0.bias"
+    assert plan.skipped == ()
+    assert [layer.depth for layer in plan.layers] == [1, 2, 3]
+    assert plan.depth == 3
+    assert "multiplied by d" in str(plan)
+
+
+def test_functional_forward_in_call_order() -> None:
+    model = Functional()
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["first"], ["second"], 6), (["second"], ["last"], 4)]
+    assert [consumer.block for group in plan.groups for consumer in group.consumers] == [1, 9]
+    assert groups(enorm.trace(model, torch.zeros(2, 3, 12, 12))) == groups(plan)
+    assert_never_wrong(model, torch.randn(2, 3, 12, 12))
+
+
+FLATTENS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.flatten": lambda x: torch.flatten(x, 1),
+    "method": lambda x: x.flatten(1),
+    "keyword": lambda x: x.flatten(start_dim=1),
+    "view size": lambda x: x.view(x.size(0), -1),
+    "view size dim": lambda x: x.view(x.size(dim=0), -1),
+    "view tuple": lambda x: x.view((x.size(0), -1)),
+    "reshape shape": lambda x: x.reshape(x.shape[0], -1),
+    "torch.reshape": lambda x: torch.reshape(x, (x.shape[0], -1)),
+}
+
+
+class Flattening(nn.Module):
+    """A convolution, a flatten, a Linear."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.fc = nn.Linear(3 * 16, 4)
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        result: Tensor = self.fc(self.flatten(F.relu(self.conv(x))))
+        return result
+
+
+@pytest.mark.parametrize("name", FLATTENS)
+def test_every_way_to_flatten(name: str) -> None:
+    model = Flattening(FLATTENS[name])
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["conv"], ["fc"], 3)]
+    assert plan.groups[0].consumers[0].block == 16
+    assert_never_wrong(model, torch.randn(2, 2, 6, 6))
+
+
+def test_a_shape_that_must_be_seen_is_believed_once_it_is_seen() -> None:
+    """``view(-1, 48)`` keeps the batch only for inputs of the right size."""
+    model = Flattening(lambda x: x.view(-1, 48))
+    assert enorm.trace(model).groups == ()
+    assert "reshapes" in enorm.trace(model).skipped[0].reason
+    assert len(enorm.trace(model, torch.zeros(2, 2, 6, 6)).groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("convolution", "norm", "pool", "axes"),
+    [
+        (nn.Conv1d, nn.BatchNorm1d, nn.AvgPool1d, 1),
+        (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, 2),
+        (nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveMaxPool3d, 3),
+    ],
+)
+def test_convolutions_of_all_dimensions(
+    convolution: type[nn.Conv2d], norm: type[nn.BatchNorm2d], pool: type[nn.MaxPool2d], axes: int
+) -> None:
+    model = nn.Sequential(
+        convolution(2, 3, 3, padding=1, padding_mode="circular"),
+        norm(3),
+        nn.ReLU(),
+        nn.Dropout2d() if axes == 2 else nn.Dropout(),
+        pool(2),
+        convolution(3, 4, 2, stride=2, dilation=1),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    plan = enorm.trace(model)
+    inputs = torch.randn(2, 2, *[4] * axes)
+    assert groups(plan) == [(["1"], ["5"], 3), (["5"], ["8"], 4)]
+    assert groups(plan.under("ignore")) == [(["0"], ["5"], 3), (["5"], ["8"], 4)]
+    if axes == 3:
+        model[4] = nn.AdaptiveMaxPool3d(2)
+    assert_never_wrong(model, inputs)
+
+
+def test_batchnorm_rules() -> None:
+    """Affine scales γ and β, or nothing where there are none; ignore sees through."""
+
+    def chain(affine: bool) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4, affine=affine), nn.ReLU(), nn.Linear(4, 2)
+        )
+
+    plan = enorm.trace(chain(True))
+    assert groups(plan) == [(["1"], ["3"], 4)]
+    assert plan.groups[0].producers[0].bias == "1.bias"
+    assert [layer.depth for layer in plan.layers] == [1, 1, 2]
+    assert groups(plan.under("ignore")) == [(["0"], ["3"], 4)]
+    bare = enorm.trace(chain(False))
+    assert bare.groups == ()
+    assert "affine" in bare.skipped[0].reason
+    assert groups(bare.under("ignore")) == [(["0"], ["3"], 4)]
+
+
+def test_batchnorm_in_front_of_the_first_layer() -> None:
+    """Its shape has to be known; then it is the producer of the first layer's columns."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert groups(enorm.trace(model)) == [(["1"], ["3"], 4)]
+    plan = enorm.trace(model, torch.zeros(5, 3))
+    assert groups(plan) == [(["0"], ["1"], 3), (["1"], ["3"], 4)]
+
+
+WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "GELU": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6)),
+        "1 (GELU)",
+        "not known to be positively homogeneous",
+    ),
+    "ReLU6": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU6(), nn.Linear(6, 6)),
+        "1 (ReLU6)",
+        "not known to be positively homogeneous",
+    ),
+    "functional sigmoid": (
+        lambda: Written(lambda m, x: m.b(torch.sigmoid(m.a(x)))),
+        "sigmoid in forward",
+        "not known to be positively homogeneous",
+    ),
+    "LayerNorm": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6)),
+        "1 (LayerNorm)",
+        "not known to be positively homogeneous",
+    ),
+    "residual": (
+        lambda: Written(lambda m, x: m.c(F.relu(m.a(x)) + F.relu(m.b(x)))),
+        "add in forward",
+        "combines several values",
+    ),
+    "product with itself": (
+        lambda: Written(lambda m, x: m.c((h := F.relu(m.a(x))) * h)),
+        "mul in forward",
+        "not known to be positively homogeneous",
+    ),
+    "constant added": (
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x)) + 1)),
+        "add in forward",
+        "not known to be positively homogeneous",
+    ),
+    "called twice": (
+        lambda: Written(lambda m, x: m.c(F.relu(m.a(F.relu(m.a(x)))))),
+        "a (Linear)",
+        "called 2 times",
+    ),
+    "also an output": (
+        lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h)),
+        "a",
+        "also an output",
+    ),
+    "weight read": (
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x))) + m.a.weight.sum()),
+        "a (Linear)",
+        "reads its parameters",
+    ),
+    "pooled features": (
+        lambda: Written(lambda m, x: m.b(F.max_pool1d(F.relu(m.a(x)), 1))),
+        "max_pool1d in forward",
+        "pools over hidden units",
+    ),
+    "other axis": (
+        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.Linear(6, 6)),
+        "2 (Linear)",
+        "another axis",
+    ),
+    "transposed": (
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x)).T)),
+        "getattr in forward",
+        "'T'",
+    ),
+    "grouped": (
+        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.Conv1d(6, 6, 1, groups=2)),
+        "2 (Conv1d)",
+        "grouped convolution",
+    ),
+    "indices": (
+        lambda: nn.Sequential(
+            *(nn.Conv1d(6, 6, 1), nn.MaxPool1d(1, return_indices=True), First()),
+            nn.Conv1d(6, 6, 1),
+        ),
+        "1 (MaxPool1d)",
+        "indices",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_walls_are_listed_with_their_reason(name: str) -> None:
+    """And ``strict`` raises with the same words."""
+    make, where, reason = WALLS[name]
+    model = make()
+    plan = enorm.trace(model)
+    assert plan.groups == ()
+    found = [(skip.where, skip.reason) for skip in plan.skipped]
+    assert any(place == where and reason in text for place, text in found), found
+    assert where in str(plan)
+    with pytest.raises(enorm.UnsupportedModel, match=r".+: .+"):
+        enorm.trace(model, strict=True)
+
+
+def test_what_follows_the_last_layer_is_no_wall() -> None:
+    """There is no weight behind a softmax at the output; one read beside a layer is a wall."""
+    layers = (nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    plan = enorm.trace(nn.Sequential(*layers, nn.LogSoftmax(1)), strict=True)
+    assert groups(plan) == [(["0"], ["2"], 4)]
+    assert plan.skipped == ()
+    side = Written(lambda m, x: (m.b(h := F.relu(m.a(x))), torch.sigmoid(h)))
+    plan = enorm.trace(side)
+    assert plan.groups == ()
+    assert plan.skipped[0].where == "sigmoid in forward"
+
+
+def test_groups_stand_on_both_sides_of_a_wall() -> None:
+    model = nn.Sequential(
+        *(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU()),
+        *(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+    )
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["0"], ["2"], 4), (["4"], ["6"], 4)]
+    assert_never_wrong(model, torch.randn(3, 4))
+
+
+def test_two_readers_share_one_group() -> None:
+    """A hidden layer with two heads has two consumers."""
+    model = Written(lambda m, x: m.b(h := F.relu(m.a(x))) - m.c(h))
+    assert groups(enorm.trace(model)) == [(["a"], ["b", "c"], 6)]
+    assert_never_wrong(model, torch.randn(3, 6))
+
+
+def test_tied_weights_hooks_and_computed_weights_are_walls() -> None:
+    tied = Written(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))))
+    tied.b.weight = tied.a.weight
+    assert enorm.trace(tied).groups == ()
+    hooked = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    hooked[1].register_forward_hook(lambda *_: None)
+    assert "hooks" in enorm.trace(hooked).skipped[0].reason
+    computed = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    nn.utils.parametrizations.weight_norm(computed[0])
+    assert enorm.trace(computed).groups == ()
+
+
+def test_control_flow_on_data_names_the_line() -> None:
+    model = Written(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else m.c(x))
+    with pytest.raises(enorm.UnsupportedModel, match="Written cannot be traced"):
+        enorm.trace(model)
+
+
+def test_exclude_leaves_parameters_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    plan = enorm.trace(model, exclude=["4"], strict=True)
+    assert groups(plan) == [(["0"], ["2"], 4)]
+    assert plan.skipped[0].reason == "excluded by the caller"
+    last = model.get_parameter("4.weight").clone()
+    enorm.balance_(model, plan)
+    assert torch.equal(model.get_parameter("4.weight"), last)
+
+
+def test_reused_activation_module_is_no_wall() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 5), relu, nn.Linear(5, 2))
+    assert len(enorm.trace(model).groups) == 2
+
+
+def test_plans_survive_copies_and_pickling() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = enorm.trace(model)
+    assert enorm.energy(plan) == enorm.energy(model)
+    twin = copy.deepcopy(model)
+    again = pickle.loads(pickle.dumps(plan))
+    assert again == plan
+    assert enorm.balance_(twin, again).converged
+    with pytest.raises(ReferenceError, match="pass the model"):
+        enorm.energy(again)
+    other = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="another model"):
+        enorm.balance_(other, plan)
