@@ -1,0 +1,121 @@
+"""The command line, from options to page, and what it says when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from repro import figure2, records, report, table
+from repro.spec import METHODS, PAPER_DEPTHS, PRESETS, Preset, figure2_specs, learning_rates
+
+EVIDENCE = Path(__file__).parents[1] / "evidence" / "figure2"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third preset, for runs of a second."""
+    monkeypatch.setitem(PRESETS, "tiny", Preset("tiny", (1,), 1, 1, 512, "synthetic"))
+
+
+def test_paper_preset_is_the_reports_recipe() -> None:
+    """DESIGN: 60 epochs, 50,000 images, batch 256, decay 1e-3, c = 1.2, p = 2, Table 1's rates."""
+    specs = figure2_specs(PRESETS["paper"], 1, PAPER_DEPTHS, METHODS)
+    assert len(specs) == 40
+    settings = {
+        (s.epochs, s.train_images, s.batch_size, s.weight_decay, s.c, s.p_norm, s.batchnorm, s.bias)
+        for s in specs
+    }
+    assert settings == {(60, 50_000, 256, 1e-3, 1.2, 2.0, "ignore", False)}
+    assert {(s.method, s.depth): s.learning_rate for s in specs} == learning_rates()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_output_says_that_its_images_are_synthetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--preset", "tiny", "--methods", "baseline", "enorm", "--out", str(tmp_path)]
+    assert figure2.main(command) == 0
+    printed = capsys.readouterr()
+    assert "synthetic" in printed.out
+    assert "left" in printed.err, "no estimate of the time left was shown"
+    for name in ("figure2.html", "figure2.svg", "figure2-curves.svg"):
+        text = (tmp_path / name).read_text()
+        assert "synthetic images (seed 0)" in text, name
+        assert "report, Figure 2" not in text, name
+    assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
+    rows = pd.read_csv(tmp_path / "figure2.csv")
+    assert rows["method"].tolist() == ["baseline", "enorm"]
+    assert "report" not in rows.columns
+    assert str(tmp_path) not in (tmp_path / "figure2.html").read_text()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_outputs_come_again_from_records_alone(tmp_path: Path) -> None:
+    assert figure2.main(["--preset", "tiny", "--methods", "bn", "--out", str(tmp_path)]) == 0
+    names = ["figure2.csv", "figure2.svg", "figure2-curves.svg", "figure2.png"]
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in names:
+        (tmp_path / name).unlink()
+    assert report.main([str(tmp_path)]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depths", "2"], "depth 2 has no learning rate in the report: use odd depths"),
+        (["--data", "no-such-folder"], "no-such-folder has no folder train/"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--data", "synthetic"], "50000 training images are asked for, but there are 10000"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, exit status 2, nothing written."""
+    out = tmp_path / "out"
+    assert figure2.main([*arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not list(out.rglob("*.json"))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert figure2.main(["--preset", "tiny", "--out", str(tmp_path / "file")]) == 2
+    assert "use another --out" in capsys.readouterr().err
+
+
+def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--seeds", "0"], ["--methods", "gn"], ["--preset", "huge"]):
+        with pytest.raises(SystemExit) as stopped:
+            figure2.main(arguments)
+        assert stopped.value.code == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_committed_evidence_is_what_its_records_say() -> None:
+    """Summary of the paper preset on real images: rebuilt from the records, number by number."""
+    done = list(records.read_all(EVIDENCE / "records"))
+    assert len(done) == 8
+    for record in done:
+        assert record.data["cifar10"]
+        assert record.key == record.spec.key(record.data["hash"])
+        assert not record.environment["modified"]
+    rebuilt = table.summary(done).sort_values(["depth", "method"], ignore_index=True)
+    committed = pd.read_csv(EVIDENCE / "figure2.csv").sort_values(
+        ["depth", "method"], ignore_index=True
+    )
+    pd.testing.assert_frame_equal(rebuilt, committed, check_dtype=False, rtol=1e-5)
+    known = table.published(2).set_index(["method", "intermediary_layers"])
+    printed = known["test_accuracy_percent"].loc[
+        list(zip(committed["method"], committed["depth"], strict=True))
+    ]
+    difference = committed["mean"].to_numpy() - printed.to_numpy()
+    assert committed["minus_report"].to_numpy() == pytest.approx(difference, abs=1e-3)

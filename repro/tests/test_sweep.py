@@ -1,0 +1,96 @@
+"""Nothing that finished runs twice, nothing half-written is taken for a record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from repro import records
+from repro.data import Images, synthetic
+from repro.spec import RunSpec
+from repro.sweep import run_all
+
+CPU = torch.device("cpu")
+
+
+def test_a_record_reads_back_as_it_was_written(
+    spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    specs = [spec, replace(spec, learning_rate=1e8, method="baseline")]
+    done = run_all(specs, images, tmp_path, CPU)
+    assert [record.spec for record in done] == specs
+    assert [record.result.outcome for record in done] == ["finite", "diverged"]
+    assert sorted(records.read_all(tmp_path), key=lambda r: r.key) == sorted(
+        done, key=lambda r: r.key
+    )
+    for record in done:
+        assert record.data["hash"] == images.hash
+        assert record.data["form"] == images.form
+        assert record.environment["threads"] == torch.get_num_threads()
+        assert record.environment["torch"] == torch.__version__
+
+
+def test_a_finished_run_is_never_repeated(spec: RunSpec, images: Images, tmp_path: Path) -> None:
+    run_all([spec], images, tmp_path, CPU)
+    (first,) = tmp_path.glob("*.json")
+    before = first.stat()
+    run_all([replace(spec, seed=1), spec], images, tmp_path, CPU)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert first.stat().st_mtime_ns == before.st_mtime_ns
+    assert first.stat().st_ino == before.st_ino
+
+
+def test_other_images_are_other_runs(spec: RunSpec, images: Images, tmp_path: Path) -> None:
+    run_all([spec], images, tmp_path, CPU)
+    run_all([spec], synthetic(train=600, test=200, seed=1), tmp_path, CPU)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_keys_change_with_every_field(spec: RunSpec) -> None:
+    changed: dict[str, Any] = {"method": "bn", "batchnorm": "affine", "bias": True}
+    for name in {item.name for item in fields(spec)} - set(changed):
+        changed[name] = 2 * getattr(spec, name) + 1
+    specs = [spec, *(replace(spec, **{name: value}) for name, value in changed.items())]
+    assert len({each.key("hash") for each in specs}) == len(specs)
+    assert spec.key("hash") != spec.key("other")
+
+
+def test_a_file_that_is_no_record_is_named(spec: RunSpec, images: Images, tmp_path: Path) -> None:
+    run_all([spec], images, tmp_path, CPU)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ValueError, match=rf"{path.name} is no whole run record"):
+        run_all([spec], images, tmp_path, CPU)
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A real process, killed without warning after its first record."""
+    command = [
+        *(sys.executable, "-m", "repro.figure2", "--preset", "quick", "--depths", "1"),
+        *("--seeds", "2", "--methods", "baseline", "--threads", "1", "--out", str(tmp_path)),
+    ]
+    folder = tmp_path / "records"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob("*.json")):
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (first,) = folder.glob("*.json")
+    inode = first.stat().st_ino
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "run 1/1" in done.stderr
+    assert "run 1/2" not in done.stderr
+    assert first.stat().st_ino == inode
+    assert len(list(folder.glob("*.json"))) == 2
+    assert not list(folder.glob("*.part"))
