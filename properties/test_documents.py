@@ -1,0 +1,30 @@
+"""Documentation shows what the code does: its examples run and print what stands below them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["docs/plans.md"])
+def test_examples_print_what_the_page_says(name: str) -> None:
+    blocks = BLOCK.findall((ROOT / name).read_text())
+    variables: dict[str, object] = {}
+    printed = io.StringIO()
+    checked = 0
+    for kind, content in blocks:
+        if kind == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(content, name, "exec"), variables)
+        else:
+            assert printed.getvalue() == content
+            checked += 1
+    assert checked == sum(kind == "text" for kind, _ in blocks) > 0
