@@ -53,7 +53,7 @@ class Masses:
         workspace: where the powers of the entries are kept; None allocates.
 
     Attributes:
-        seen: sums computed so far, for :func:`lost_range`.
+        seen: sums and factors computed so far, for :func:`lost_range`.
         zeros_are_dead: whether a sum of zero can only come from zero weights.
     """
 
@@ -145,11 +145,13 @@ class Masses:
         # Taking out the largest exponent keeps the factors within (0, 1].
         shift = exponents.amax()
         factors = torch.exp2(exponents - shift).to(self.dtype)
+        # A factor that vanishes may belong to the largest mass of all.
+        self.seen.append(factors)
         return self._log2(torch.mv(matrix, factors)).add_(shift)
 
 
 def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:
-    """Whether a sum came too near the ends of the representation.
+    """Whether a sum or a factor came too near the ends of the representation.
 
     Entries that vanish are below the smallest normal number, so a sum ``margin`` times above it
     does not miss them. A sum of exactly zero belongs to a dead unit or has vanished;

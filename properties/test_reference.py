@@ -101,3 +101,21 @@ def test_extreme_scales_equal_the_reference() -> None:
         assert stepper.nonfinite == 0
         rtol = tolerances.stored_weight(net.torch_dtype, fan_in(model))
         assert_equal(net, chain(model), expected, rtol)
+
+
+def test_a_scale_that_vanishes_beside_another_is_not_lost() -> None:
+    """One row reads two units whose scales differ by 1e23 and whose shares of its norm are equal.
+
+    No sum leaves float32's range here; the smaller of the two factors does.
+    """
+    model = nn.Sequential(
+        *(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)),
+        *(nn.ReLU(), nn.Linear(1, 1, bias=False)),
+    )
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([[3e-9], [1e10]]))
+        model.get_parameter("2.weight").copy_(torch.tensor([[3e13, 4e-14]]))
+    expected, _ = enorm.reference.cycle(chain(model))
+    enorm.ENorm(model).step()
+    for layer, known in zip(chain(model), expected, strict=True):
+        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-6, atol=0)
