@@ -15,7 +15,8 @@ Data flows one way: model → plan (:func:`trace`) → scales → weights.
 
 from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
-from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip, UnsupportedModel
+from enorm._graph import UnsupportedModel
+from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip
 from enorm._stepper import ENorm
 from enorm._trace import trace
 from enorm._verify import Verification, error_bound, verify

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from enorm._masses import Workspace
 from enorm._plan import Plan
 
 # With W' = d W the gradient with respect to W' is 1/d of that with respect to W, and so is every
 # buffer that is linear in gradients. Powers of d by optimiser and buffer.
 _STATE_POWERS: dict[type[Optimizer], dict[str, int]] = {SGD: {"momentum_buffer": -1}}
 
-# Two factors of at most 2^±40 each cannot take a float32 product of theirs out of range and back.
-_NARROW = 40.0
+# The product of two factors of at most 2^±60 each is a normal float32 number.
+_NARROW = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,13 @@ class _Target:
     block: int = 1
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
+def check_optimizer(optimizer: Any) -> None:
     """Raise TypeError unless the state of ``optimizer`` is known to go with the scales."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            + ("; a plan is given as plan=..." if isinstance(optimizer, Plan) else "")
+        )
     if type(optimizer) not in _STATE_POWERS:
         known = ", ".join(kind.__name__ for kind in _STATE_POWERS)
         raise TypeError(
@@ -45,6 +52,7 @@ def write_(
     tensors: Mapping[str, Tensor],
     z: Sequence[Tensor],
     optimizer: Optimizer | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
@@ -54,14 +62,19 @@ def write_(
         z: ``log2 d`` per group, shape ``(size,)`` float64.
         optimizer: its state goes with ``d`` to the power that keeps it equal to the state that
             the same steps would have left on the rescaled network.
+        workspace: memory for the factors; None allocates.
     """
+    workspace = workspace or Workspace()
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     narrow = z[0].device.type == "cpu" and bool(torch.cat(list(z)).abs().amax() <= _NARROW)
     for target in _targets(plan):
         parameter = tensors[target.name]
-        _scale_(parameter, target, z, 1, narrow)
-        for buffer, power in _state(parameter, optimizer):
-            _scale_(buffer, target, z, power, narrow)
+        scaled = [(parameter, 1), *_state(parameter, optimizer)]
+        for tensor, power in scaled:
+            if narrow and tensor.dtype in (torch.float32, torch.float64):
+                _scale_narrow_(tensor, target, z, power, workspace)
+            else:
+                _scale_wide_(tensor, target, z, power)
 
 
 def touched_tensors(
@@ -100,22 +113,50 @@ def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Ten
                 yield buffer, power
 
 
-def _scale_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int, narrow: bool) -> None:
-    exponents = []
-    if target.rows is not None:
-        exponents.append((z[target.rows] * power).view(-1, *[1] * (tensor.dim() - 1)))
-    if target.columns is not None:
-        down = z[target.columns] * -power
-        if target.block > 1:
-            down = down.repeat_interleave(target.block)
-        exponents.append(down.view(-1, *[1] * (tensor.dim() - 2)))
-    if narrow and tensor.dtype in (torch.float32, torch.float64):
-        for exponent in exponents:
-            tensor.mul_(torch.exp2(exponent).to(tensor.dtype))
-    else:
-        # One factor and one rounding per entry: neither half precision nor an excursion of the
-        # row's factor beyond the range, taken back by the column's, may show in the result.
-        total = exponents[0] if len(exponents) == 1 else exponents[0] + exponents[1]
-        # In two steps, so that no intermediate result leaves float64's range either.
-        first = torch.floor(total / 2)
-        tensor.copy_(tensor.double() * torch.exp2(first) * torch.exp2(total - first))
+def _exponents(
+    target: _Target, z: Sequence[Tensor], power: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of rows and of columns, each in base 2."""
+    rows = None if target.rows is None else z[target.rows] * power
+    columns = None if target.columns is None else z[target.columns] * -power
+    if columns is not None and target.block > 1:
+        columns = columns.repeat_interleave(target.block)
+    return rows, columns
+
+
+def _along(vector: Tensor, axis: int, dimensions: int) -> Tensor:
+    return vector.view(*[1] * axis, -1, *[1] * (dimensions - axis - 1))
+
+
+def _scale_narrow_(
+    tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int, workspace: Workspace
+) -> None:
+    """The factor of each entry in the tensor's own dtype.
+
+    Rows and columns are combined first: a row's factor alone may take an entry out of range.
+    """
+    rows, columns = (
+        None if exponent is None else torch.exp2(exponent).to(tensor.dtype)
+        for exponent in _exponents(target, z, power)
+    )
+    if rows is not None and columns is not None:
+        both = workspace.take((len(rows), len(columns)), rows.dtype, rows.device)
+        torch.outer(rows, columns, out=both)
+        tensor.mul_(both.view(*both.shape, *[1] * (tensor.dim() - 2)))
+        workspace.give(both)
+    elif rows is not None:
+        tensor.mul_(_along(rows, 0, tensor.dim()))
+    elif columns is not None:
+        tensor.mul_(_along(columns, 1, tensor.dim()))
+
+
+def _scale_wide_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int) -> None:
+    """The same in float64, and rounded once: for half precision and for extreme scales."""
+    rows, columns = _exponents(target, z, power)
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for axis, exponent in enumerate((rows, columns)):
+        if exponent is not None:
+            total = total + _along(exponent, axis, tensor.dim())
+    # In two steps, so that no intermediate result leaves float64's range either.
+    first = torch.floor(total / 2)
+    tensor.copy_(tensor.double() * torch.exp2(first) * torch.exp2(total - first))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ def balance_(
 
     Minimises ``E = Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over positive scales, one per hidden unit, by
     cycles of exact minimisations over one group (Stock et al. 2019, Algorithm 1). Cycles work in
-    float64 on scale vectors; each weight is touched once, at the end.
+    float64 on scale vectors; each weight is touched once, at the end. Gradients that are there
+    already stay as they are: call it before ``backward`` or after ``optimizer.step()``.
 
     Args:
         model: float64, float32, bfloat16 or float16 parameters.
@@ -82,7 +84,8 @@ def balance_(
 
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
-            model, or a parameter is not finite. The model is unchanged.
+            model, or a parameter is not finite or would not be in its dtype. The model is
+            unchanged.
         TypeError: the optimizer's state is of an unknown kind.
         UnsupportedModel: the model cannot be traced.
     """
@@ -91,8 +94,7 @@ def balance_(
         raise ValueError(f"solver must be 'sor', 'cyclic' or 'jacobi', got {solver!r}")
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0, got {tol!r}")
-    if max_cycles < 1:
-        raise ValueError(f"max_cycles must be at least 1, got {max_cycles!r}")
+    check_count("max_cycles", max_cycles)
     if optimizer is not None:
         check_optimizer(optimizer)
     plan = (trace(model) if plan is None else plan).under(batchnorm)
@@ -109,6 +111,13 @@ def balance_(
     try:
         write_(plan, tensors, scales.scales(), optimizer)
         energy_after = _energy(plan, tensors, p, c)
+        for name in plan.parameter_names():
+            if not tensors[name].isfinite().all():
+                kind = str(tensors[name].dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"parameter {name!r} would leave the range of {kind}: nothing was rescaled; "
+                    "use a wider dtype or a c nearer to 1"
+                )
     except BaseException:
         _restore_(backup)
         raise
@@ -155,11 +164,17 @@ def residual(
     return remaining
 
 
-def check_exponents(p: float, c: float) -> None:
+def check_exponents(p: Any, c: Any) -> None:
     """Raise ValueError unless p and c are finite and positive."""
     for name, value in (("p", p), ("c", c)):
-        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        if not (isinstance(value, Real) and 0 < float(value) < math.inf):
             raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least 1."""
+    if not (isinstance(value, Integral) and int(value) >= 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def _resolve(
@@ -173,9 +188,10 @@ def _resolve(
 def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: float) -> float:
     total = 0.0
     for layer in plan.layers:
-        norm = torch.linalg.vector_norm(tensors[layer.weight].detach().double(), p)
-        # As a tensor, a large norm to a large p becomes infinity; a float would raise.
-        total += ((norm * c ** (plan.depth - layer.depth)) ** p).item()
+        powers = tensors[layer.weight].detach().abs().double().pow_(p)
+        # A logarithm can hold what c^(p (q − k)) and the sum cannot each hold alone.
+        exponent = powers.sum().log2_() + p * (plan.depth - layer.depth) * math.log2(c)
+        total += exponent.exp2_().item()
     return total
 
 

@@ -30,10 +30,10 @@ class Workspace:
     def __init__(self) -> None:
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
-    def take(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor of the shape and on the device of ``like``."""
-        free = self._free.get((like.shape, dtype))
-        return free.pop() if free else torch.empty_like(like, dtype=dtype)
+    def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised contiguous tensor."""
+        free = self._free.get((torch.Size(shape), dtype))
+        return free.pop() if free else torch.empty(shape, dtype=dtype, device=device)
 
     def give(self, buffer: Tensor) -> None:
         """Take ``buffer`` back for later; the giver must not use it any more."""
@@ -83,7 +83,8 @@ class Masses:
             powers = self._powers(by_unit)
             self._matrix = powers.squeeze(2) if powers.shape[2] == 1 else self._sum(powers, 2)
         elif weight.dim() == 1:
-            self._sums = self._powers(weight)
+            # Its own memory, for sums are looked at after the buffer went to the next weight.
+            self._sums = self._powers(weight).clone()
         elif rows:
             self._sums = self._sums_along(weight.flatten(1), (1,))
         else:
@@ -91,7 +92,7 @@ class Masses:
             self._sums = self._sums_along(by_unit, (0, 2))
 
     def _powers(self, weight: Tensor) -> Tensor:
-        powers = self._workspace.take(weight, self.dtype)
+        powers = self._workspace.take(weight.shape, self.dtype, weight.device)
         self._buffer = powers
         if self.p == 2 and weight.dtype is self.dtype and not self.log:
             return torch.square(weight, out=powers)

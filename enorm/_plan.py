@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from enorm._modules import fingerprint
+
 BatchNormRule = Literal["affine", "ignore"]
-
-
-class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
-    """The model, or with ``strict=True`` a part of it, cannot be rescaled; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +185,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [head, rule, *rows]
     )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over module types, their printed settings and parameter shapes."""
-    digest = hashlib.sha256()
-    for name, module in model.named_modules(remove_duplicate=False):
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        digest.update(f"{name}|{kind}|{module.extra_repr()}\n".encode())
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        digest.update(f"{name}|{tuple(parameter.shape)}\n".encode())
-    return digest.hexdigest()
 
 
 def tensors_of(model: nn.Module, plan: Plan) -> Mapping[str, Tensor]:

@@ -164,7 +164,8 @@ class Scales:
         self._masses: dict[int, Masses] = {}
         self._seen: list[Tensor] = []
         self._zeros_are_dead = True
-        self._caps = [_cap([tensors[name] for name in names]) for names in problem.biases]
+        caps = [_cap([tensors[name] for name in names]) for names in problem.biases]
+        self._caps = [cap if cap is None or not power_of_two else cap.floor() for cap in caps]
 
     def cycle(self, *, order: Order = "cyclic", relax: bool = False) -> Tensor:
         """One pass over all groups.

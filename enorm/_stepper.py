@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from enorm._apply import check_optimizer, write_
-from enorm._balance import check_exponents
+from enorm._balance import check_count, check_exponents
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._solve import Order, Scales, build_problem
@@ -65,8 +65,7 @@ class ENorm:
     ) -> None:
         check_exponents(p, c)
         for name, value in (("cycles", cycles), ("every", every)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}")
+            check_count(name, value)
         if order not in ("cyclic", "jacobi"):
             raise ValueError(f"order must be 'cyclic' or 'jacobi', got {order!r}")
         if optimizer is not None:
@@ -74,6 +73,10 @@ class ENorm:
         self.plan = (trace(model) if plan is None else plan).under(batchnorm)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
+        self._model = model
+        self._places = [
+            (*_split(name), self._tensors[name]) for name in self.plan.parameter_names()
+        ]
         self._optimizer = optimizer
         self._problem = build_problem(self.plan, p, c)
         self._cycles, self._every, self._order = cycles, every, order
@@ -86,13 +89,29 @@ class ENorm:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Apply the cycles; call it after ``optimizer.step()``."""
+        """Apply the cycles; call it after ``optimizer.step()``.
+
+        Raises:
+            RuntimeError: a parameter of the model is no longer the one it was.
+        """
+        self._check_parameters()
         self._calls += 1
         if self._calls % self._every:
             return
         scales, bad = self._solve()
-        write_(self.plan, self._tensors, scales.scales(), self._optimizer)
+        write_(self.plan, self._tensors, scales.scales(), self._optimizer, self._workspace)
         self.nonfinite += bad.to(torch.int64)
+
+    def _check_parameters(self) -> None:
+        for path, leaf, tensor in self._places:
+            module: nn.Module | None = self._model
+            for part in path:
+                module = None if module is None else module._modules.get(part)
+            if module is None or module._parameters.get(leaf) is not tensor:
+                raise RuntimeError(
+                    f"parameter {'.'.join([*path, leaf])!r} was replaced after this ENorm was "
+                    "built: build it again, after every change of the model's parameters"
+                )
 
     def attach(self) -> RemovableHandle:
         """Run :meth:`step` after every step of the optimizer from now on.
@@ -112,22 +131,24 @@ class ENorm:
         return self._hook
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: calls so far, units left alone, the plan's fingerprint."""
+        """What a checkpoint needs: calls so far, units left alone, which parameters are scaled."""
         return {
             "calls": self._calls,
             "nonfinite": int(self.nonfinite),
             "precision": self._precision,
-            "fingerprint": self.plan.fingerprint,
+            "parameters": list(self.plan.parameter_names()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            ValueError: the state belongs to another model.
+            ValueError: the state belongs to another model, or is none of an ENorm.
         """
-        if state["fingerprint"] != self.plan.fingerprint:
-            raise ValueError("state belongs to an ENorm of another model: its fingerprint differs")
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"this is no state of an ENorm: its keys are {list(state)}")
+        if state["parameters"] != list(self.plan.parameter_names()):
+            raise ValueError("state belongs to an ENorm that scales other parameters")
         self._calls = state["calls"]
         self._precision = state["precision"]
         self.nonfinite.fill_(state["nonfinite"])
@@ -142,7 +163,7 @@ class ENorm:
         if not on_cpu:
             # A range check would synchronise the device, so take what is safe for every input.
             ladder = ["float64"] if max(widths) <= 4 and self._problem.p <= 2 else ["log"]
-        if self._precision is not None:
+        if self._precision in ladder:
             # Dead units or extreme scales were met before: do not try in vain at every step.
             ladder = ladder[ladder.index(self._precision) :]
         for precision in ladder:
@@ -158,3 +179,8 @@ class ENorm:
                 break
             self._precision = ladder[ladder.index(precision) + 1]
         return scales, torch.stack(bad).sum()
+
+
+def _split(name: str) -> tuple[list[str], str]:
+    *path, leaf = name.split(".")
+    return path, leaf

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import weakref
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from enorm._graph import Recording, UnsupportedModel, record
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, is_elementwise, pooled_axes
+from enorm._modules import EXCLUDED, fingerprint, unusable
 from enorm._plan import (
     BatchNormRule,
     Consumer,
@@ -23,8 +22,6 @@ from enorm._plan import (
     Plan,
     Producer,
     Skip,
-    UnsupportedModel,
-    fingerprint,
 )
 
 
@@ -37,16 +34,20 @@ def trace(
 ) -> Plan:
     """Find which axes of which weights may share a scale without changing the model's function.
 
-    The forward code is traced symbolically (``torch.fx``), in the model's current train or eval
-    mode. A layer's rows start a group; operations that are provably positively homogeneous and
-    keep units apart carry it on; layers that read it end it. Everything else is a wall: groups
-    end there and ``plan.skipped`` says why.
+    The forward code is traced symbolically (``torch.fx``) in eval and in train mode, and a group
+    has to hold in both. Of arguments with a default only those that ``example_inputs`` reaches are
+    taken as inputs. Code that branches on anything else but the model's mode and such arguments
+    is seen as it runs for a symbolic input.
+
+    A layer's rows start a group; operations that are provably positively homogeneous and keep
+    units apart carry it on; layers that read it end it. Everything else is a wall: groups end
+    there and ``plan.skipped`` says why.
 
     Args:
         model: the network. Nothing in it is changed or run on data.
         example_inputs: a tensor or a tuple of tensors, used only for their shapes. Without it
-            inputs are taken as batched: ``(N, features)`` in front of a Linear and
-            ``(N, channels, *positions)`` in front of a convolution.
+            inputs are taken as batched: ``(N, features)`` where BatchNorm or a flatten follows a
+            Linear, ``(N, channels, *positions)`` in front of a convolution.
         strict: raise on the first wall instead of listing it.
         exclude: names of modules whose parameters stay untouched. Naming the last layer leaves
             out the last pair, as the authors' released code does.
@@ -55,63 +56,35 @@ def trace(
         The plan. One without groups is no error here.
 
     Raises:
-        UnsupportedModel: the forward code cannot be traced, or ``strict`` and there is a wall.
+        UnsupportedModel: the forward code cannot be traced, ``example_inputs`` do not fit it, or
+            ``strict`` and there is a wall.
         ValueError: ``exclude`` names no module of the model.
+        TypeError: ``example_inputs`` or ``exclude`` is something else.
     """
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a list of module names, got the string {exclude!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in exclude:
         if name not in modules:
             raise ValueError(f"exclude names {name!r}, which is no module of the model")
-    graph_module = symbolic_trace(model)
-    shapes = {} if example_inputs is None else _shapes(graph_module, example_inputs)
+    recordings = record(model, example_inputs)
+    reasons = unusable(model, recordings, frozenset(exclude))
     print_ = fingerprint(model)
     reference = weakref.ref(model)
     plans = {}
     for rule in ("affine", "ignore"):
-        walk = _Walk(model, graph_module.graph, rule, frozenset(exclude), shapes)
-        groups, skipped, layers = walk.run()
+        walk = _Walk(model, rule, reasons)
+        for recording in recordings:
+            walk.follow(recording)
+        groups, skipped, layers = walk.result()
         plans[rule] = Plan(groups, skipped, layers, walk.batchnorm, print_, reference)
     object.__setattr__(plans["affine"], "_other", plans["ignore"])
     object.__setattr__(plans["ignore"], "_other", plans["affine"])
     plan = plans["affine"]
-    walls = [skip for skip in plan.skipped if skip.reason != _EXCLUDED]
+    walls = [skip for skip in plan.skipped if skip.reason != EXCLUDED]
     if strict and walls:
         raise UnsupportedModel(f"{walls[0].where}: {walls[0].reason}")
     return plan
-
-
-_EXCLUDED = "excluded by the caller"
-
-
-def symbolic_trace(model: nn.Module) -> fx.GraphModule:
-    """``torch.fx.symbolic_trace``, its failures told with the line of the model's own code."""
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:
-        # Whatever the model's own forward code raises under tracing ends here, with its line.
-        last = error.__traceback__
-        place = ""
-        while last is not None:
-            code = last.tb_frame.f_code
-            if code.co_name == "forward" and "torch" not in code.co_filename.split("/"):
-                place = f" at {code.co_filename}:{last.tb_lineno}"
-            last = last.tb_next
-        raise UnsupportedModel(
-            f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _shapes(graph_module: fx.GraphModule, example_inputs: Any) -> dict[fx.Node, torch.Size]:
-    """Shapes of all intermediate tensors, found on the meta device: nothing is computed."""
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    meta = copy.deepcopy(graph_module).to("meta")
-    ShapeProp(meta).propagate(*(value.to("meta") for value in inputs))
-    found = {}
-    for node, twin in zip(graph_module.graph.nodes, meta.graph.nodes, strict=True):
-        data = twin.meta.get("tensor_meta")
-        if data is not None and hasattr(data, "shape"):
-            found[node] = data.shape
-    return found
 
 
 @dataclass(eq=False)
@@ -136,76 +109,51 @@ class _Signal:
 
 
 class _Walk:
-    """Abstract interpretation of a traced graph, one node after the other."""
+    """Abstract interpretation of recorded graphs, one node after the other.
+
+    Several graphs of one model are ways that its forward code may go. A unit has the readers that
+    it has on any of them, and columns that read different units on two of them are a wall.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: fx.Graph,
-        batchnorm: BatchNormRule,
-        exclude: frozenset[str],
-        shapes: dict[fx.Node, torch.Size],
+        self, model: nn.Module, batchnorm: BatchNormRule, reasons: Mapping[str, str]
     ) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.graph = graph
         self.batchnorm = batchnorm
-        self.exclude = exclude
-        self.shapes = shapes
+        self.unusable = reasons
+        self.shapes: dict[fx.Node, torch.Size] = {}
         self.signals: dict[fx.Node, _Signal | None] = {}
         self.depths: dict[fx.Node, int] = {}
-        self.units: list[_Units] = []
-        self.layers: list[Layer] = []
-        self.above = self._above_weights()
-        self.unusable = self._unusable_modules(model)
+        self.above: set[fx.Node] = set()
+        self.made: dict[str, _Units] = {}
+        self.read: dict[str, _Units | None] = {}
+        self.noted: list[Skip] = []
+        self.layers: dict[str, Layer] = {}
 
-    def _unusable_modules(self, model: nn.Module) -> dict[str, str]:
-        """Modules whose own parameters cannot be rescaled as if they were used once, and why."""
-        calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
-        owners: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append(name)
-        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        reasons: dict[str, str] = {}
-        for name, module in self.modules.items():
-            own = dict(module.named_parameters(recurse=False))
-            names = {f"{name}.{key}" if name else key for key in own}
-            if any(name == other or name.startswith(f"{other}.") for other in self.exclude):
-                reasons[name] = _EXCLUDED
-            elif own and calls[name] > 1:
-                reasons[name] = f"called {calls[name]} times"
-            elif any(len(owners[id(value)]) > 1 for value in own.values()):
-                reasons[name] = "its parameters are shared with another module"
-            elif names & read:
-                reasons[name] = "the forward code also reads its parameters directly"
-            elif module._forward_hooks or module._forward_pre_hooks:
-                reasons[name] = "forward hooks may change what passes"
-            elif getattr(module, "weight", None) is not None and "weight" not in own:
-                reasons[name] = "its weight is computed, not a parameter"
-            elif any(isinstance(value, nn.UninitializedParameter) for value in own.values()):
-                reasons[name] = "its parameters have no shape before the first forward"
-        return reasons
-
-    def _above_weights(self) -> set[fx.Node]:
-        """Nodes whose value reaches a weight: behind the others there is nothing to rescale."""
-        above: set[fx.Node] = set()
-        for node in reversed(self.graph.nodes):
+    def follow(self, recording: Recording) -> None:
+        """Take in one way through the forward code."""
+        graph = recording.graph_module.graph
+        self.shapes.update(recording.shapes)
+        # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
+        for node in reversed(graph.nodes):
             kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
-            if node in above or kind is nn.Linear or kind in CONVOLUTIONS or kind in BATCH_NORMS:
-                above.update((node, *node.all_input_nodes))
-        return above
-
-    def run(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
-        for node in self.graph.nodes:
+            weighted = kind is nn.Linear or kind in CONVOLUTIONS or kind in BATCH_NORMS
+            if node in self.above or weighted:
+                self.above.update((node, *node.all_input_nodes))
+        for node in graph.nodes:
             self.depths[node] = max((self.depths[i] for i in node.all_input_nodes), default=0)
             self.signals[node] = self._visit(node)
+
+    def result(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
+        """Groups, walls and layers of all ways followed."""
         groups = []
-        skipped: dict[Skip, None] = {}
-        for units in self.units:
+        skipped = dict.fromkeys(self.noted)
+        for units in self.made.values():
             walls = units.walls + units.ends if units.consumers else units.walls
             if units.consumers and not walls:
                 groups.append(Group((units.producer,), tuple(units.consumers), units.size))
             skipped.update(dict.fromkeys(walls))
-        return tuple(groups), tuple(skipped), tuple(self.layers)
+        return tuple(groups), tuple(skipped), tuple(self.layers.values())
 
     def _visit(self, node: fx.Node) -> _Signal | None:
         if node.op == "output":
@@ -228,7 +176,7 @@ class _Walk:
             return self._visit_layer(node, module, name, reason)
         if kind in BATCH_NORMS:
             return self._visit_batchnorm(node, cast(nn.BatchNorm2d, module), name, reason)
-        if reason is not None and reason != _EXCLUDED:
+        if reason is not None and reason != EXCLUDED:
             return self._wall(node, reason)
         if kind is nn.Flatten:
             module = cast(nn.Flatten, module)
@@ -263,7 +211,7 @@ class _Walk:
             start = _argument(node, 1, "start_dim", 0)
             end = _argument(node, 2, "end_dim", -1)
             return self._flatten(node, start, end)
-        if target in (torch.reshape, "reshape", "view"):
+        if target in _RESHAPES:
             return self._reshape(node)
         if node.kwargs.get("return_indices"):
             return self._wall(node, "returns indices beside the activations")
@@ -275,39 +223,50 @@ class _Walk:
         signal = self._only_signal(node)
         weight = module._parameters.get("weight")
         self.depths[node] += 1
-        if reason is None and weight is not None and not weight.is_floating_point():
-            reason = f"its weight is {weight.dtype}, not floating point"
         if getattr(module, "groups", 1) != 1:
             reason = reason or "grouped convolution"
         # A channel axis stands before the positions; features stand last.
         axis = -1 - CONVOLUTIONS.get(type(module), 0)
+        bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
         if weight is not None and not isinstance(weight, nn.UninitializedParameter):
-            bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
-            if not any(layer.module == name for layer in self.layers):
-                kind = type(module).__name__
-                layer = Layer(name, kind, f"{name}.weight", bias, self.depths[node])
-                self.layers.append(layer)
+            self._count(node, name, type(module).__name__, bias)
         if reason is not None or weight is None:
             reason = reason or "it has no weight"
             self._note(node, reason)
             return self._wall(node, reason)
-        if signal is not None:
-            self._consume(node, signal, name, weight.shape[1], axis)
-        units = _Units(Producer(name, f"{name}.weight", bias), weight.shape[0])
-        self.units.append(units)
-        return _Signal(units, axis)
+        self._consume(node, signal, name, weight.shape[1], axis)
+        return _Signal(self._units(name, bias, weight.shape[0]), axis)
 
-    def _consume(self, node: fx.Node, signal: _Signal, name: str, inputs: int, axis: int) -> None:
-        size = signal.units.size
+    def _count(self, node: fx.Node, name: str, kind: str, bias: str | None) -> None:
+        """The energy counts this weight."""
+        self.layers.setdefault(name, Layer(name, kind, f"{name}.weight", bias, self.depths[node]))
+
+    def _units(self, name: str, bias: str | None, size: int) -> _Units:
+        return self.made.setdefault(name, _Units(Producer(name, f"{name}.weight", bias), size))
+
+    def _consume(
+        self, node: fx.Node, signal: _Signal | None, name: str, inputs: int, axis: int
+    ) -> None:
+        units = None if signal is None else signal.units
+        before = self.read.setdefault(name, units)
+        if before is not units:
+            for other in (before, units):
+                if other is not None:
+                    reason = "reads other units in train mode than in eval mode"
+                    other.walls.append(Skip(self._where(node), reason))
+            return
+        if signal is None or units is None:
+            return
         if signal.axis != axis:
             self._wall(node, "reads the activations along another axis than their units")
-        elif not signal.flattened and inputs != size:
-            self._wall(node, f"reads {inputs} units where {size} were produced")
-        elif inputs % size:
-            self._wall(node, f"reads {inputs} values, no multiple of {size} units")
+        elif not signal.flattened and inputs != units.size:
+            self._wall(node, f"reads {inputs} units where {units.size} were produced")
+        elif inputs % units.size:
+            self._wall(node, f"reads {inputs} values, no multiple of {units.size} units")
         else:
-            consumer = Consumer(name, f"{name}.weight", inputs // size)
-            signal.units.consumers.append(consumer)
+            consumer = Consumer(name, f"{name}.weight", inputs // units.size)
+            if consumer not in units.consumers:
+                units.consumers.append(consumer)
 
     def _visit_batchnorm(
         self, node: fx.Node, module: nn.BatchNorm2d, name: str, reason: str | None
@@ -318,6 +277,8 @@ class _Walk:
         if self.batchnorm == "ignore":
             if signal is None:
                 return None
+            if reason is not None and reason != EXCLUDED:
+                return self._wall(node, reason)
             if features % signal.units.size:
                 return self._wall(node, "normalizes along another axis than the units")
             return signal
@@ -326,12 +287,9 @@ class _Walk:
         if signal is not None:
             normalized = f"its activations are also normalized by {name}"
             signal.units.ends.append(Skip(signal.units.producer.module, normalized))
+        bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
         if affine:
-            bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
-            kind = type(module).__name__
-            layer = Layer(name, kind, f"{name}.weight", bias, self.depths[node])
-            if not any(known.module == name for known in self.layers):
-                self.layers.append(layer)
+            self._count(node, name, type(module).__name__, bias)
         if reason is not None or not affine:
             reason = reason or "BatchNorm without affine parameters cannot carry a scale"
             self._note(node, reason)
@@ -341,9 +299,7 @@ class _Walk:
         if dimensions is None:
             self._note(node, "the shape of its input is not known: pass example_inputs")
             return None
-        units = _Units(Producer(name, f"{name}.weight", bias), features)
-        self.units.append(units)
-        return _Signal(units, 1 - dimensions)
+        return _Signal(self._units(name, bias, features), 1 - dimensions)
 
     def _dimensions(
         self, node: fx.Node, kind: type[nn.Module], signal: _Signal | None
@@ -399,13 +355,16 @@ class _Walk:
 
     def _only_signal(self, node: fx.Node) -> _Signal | None:
         """The signal that ``node`` reads; several at once meet at a wall."""
-        signals = [self.signals[source] for source in node.all_input_nodes]
-        if len(signals) > 1 and any(signal is not None for signal in signals):
-            if node.target in (torch.reshape, "reshape", "view"):
-                return signals[0]
-            self._wall(node, "combines several values")
-            return None
-        return signals[0] if signals else None
+        sources = node.all_input_nodes
+        if len(sources) < 2 or not any(self.signals[source] for source in sources):
+            return self.signals[sources[0]] if sources else None
+        # Sizes are values too, but carry no units.
+        first = node.args[0] if node.args else None
+        if node.target in _RESHAPES and not any(
+            self.signals[source] for source in sources if source is not first
+        ):
+            return self.signals[sources[0]]
+        return self._wall(node, "combines several values")
 
     def _wall(self, node: fx.Node, reason: str) -> _Signal | None:
         """End every group that ``node`` reads; what comes out carries no units."""
@@ -418,9 +377,7 @@ class _Walk:
 
     def _note(self, node: fx.Node, reason: str) -> None:
         """A wall at the output of ``node``: the units it makes get no scale."""
-        units = _Units(Producer(str(node.target), "", None), 0)
-        units.walls.append(Skip(self._where(node), reason))
-        self.units.append(units)
+        self.noted.append(Skip(self._where(node), reason))
 
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -430,6 +387,9 @@ class _Walk:
         stack = node.meta.get("nn_module_stack") or {} if node.target is not getattr else {}
         inside = [path for path in stack if path]
         return f"{name} in {inside[-1]}.forward" if inside else f"{name} in forward"
+
+
+_RESHAPES = (torch.reshape, "reshape", "view")
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

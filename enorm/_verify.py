@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from enorm._graph import UnsupportedModel, symbolic_trace
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, is_elementwise, pooled_axes
-from enorm._plan import UnsupportedModel
-from enorm._trace import symbolic_trace
 
 
 @dataclass(frozen=True)

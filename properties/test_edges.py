@@ -100,6 +100,7 @@ BAD_ARGUMENTS: dict[str, Callable[[nn.Module], object]] = {
     "solver must": lambda model: enorm.balance_(model, solver="newtown"),  # type: ignore[arg-type]
     "tol must": lambda model: enorm.balance_(model, tol=math.nan),
     "max_cycles must": lambda model: enorm.balance_(model, max_cycles=0),
+    "max_cycles must ": lambda model: enorm.balance_(model, max_cycles=1.5),  # type: ignore[arg-type]
     "cycles must": lambda model: enorm.ENorm(model, cycles=0),
     "every must": lambda model: enorm.ENorm(model, every=0),
     "order must": lambda model: enorm.ENorm(model, order="random"),  # type: ignore[arg-type]
@@ -109,6 +110,7 @@ BAD_ARGUMENTS: dict[str, Callable[[nn.Module], object]] = {
     "attach needs": lambda model: enorm.ENorm(model).attach(),
     "another model": lambda model: enorm.balance_(model, enorm.trace(nn.Sequential(nn.ReLU()))),
     "another model ": lambda model: enorm.ENorm(model, plan=enorm.trace(nn.Linear(2, 2))),
+    "no state of an ENorm": lambda model: enorm.ENorm(model).load_state_dict({}),
     "no groups": lambda _: enorm.balance_(nn.Sequential(nn.Linear(2, 2))),
     "no groups ": lambda _: enorm.ENorm(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2))),
 }
@@ -168,5 +170,78 @@ def test_state_dict_continues() -> None:
     other.step()
     assert not torch.equal(before["0.weight"], model.state_dict()["0.weight"])
     stranger = enorm.ENorm(Net(inputs=3, hidden=(Hidden(out=4),)).build())
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="scales other parameters"):
         stranger.load_state_dict(one.state_dict())
+
+
+def test_a_replaced_parameter_is_an_error() -> None:
+    """Stepping on would scale one side of a group only, or tensors that nobody reads."""
+
+    def replaced_layer(model: nn.Sequential) -> None:
+        model[-1] = nn.Linear(NET.hidden[-1].out, 7).double()
+
+    def parametrized(model: nn.Sequential) -> None:
+        nn.utils.parametrizations.weight_norm(model[-1])
+
+    def assigned(model: nn.Sequential) -> None:
+        twin = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(twin, assign=True)
+
+    for change in (replaced_layer, parametrized, assigned):
+        model = NET.build()
+        stepper = enorm.ENorm(model)
+        change(model)
+        before = snapshot(model)
+        with pytest.raises(RuntimeError, match="was replaced after this ENorm was built"):
+            stepper.step()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_leaves_the_range_of_the_dtype_is_refused() -> None:
+    """60000 times 5.6 is no float16 number; the model stays as it was."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1000, bias=False))
+    model.half()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 60000)
+    with pytest.raises(ValueError, match=r"'0.weight' would leave the range of float16"):
+        enorm.balance_(model)
+    assert all((parameter == 60000).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("powers", [(20, 34, 38), (-20, -34, -38)])
+def test_no_weight_passes_through_infinity_or_zero(powers: tuple[int, ...]) -> None:
+    """A row's scale alone would take the middle weight out of float32's range and back."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in powers))
+    for parameter, power in zip(model.parameters(), powers, strict=True):
+        nn.init.constant_(parameter, 10.0**power)
+    assert enorm.balance_(model).converged
+    mean = math.prod(10.0 ** (power / 3) for power in powers)
+    for parameter in model.parameters():
+        assert parameter.item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_energy_of_small_exponents() -> None:
+    """``‖W‖_p`` itself is out of float64's range for p = 0.01; its p-th power is a plain sum."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 2.0)
+    assert enorm.energy(model, p=0.01) == pytest.approx(2 * 64**2 * 2**0.01, rel=1e-12)
+    result = enorm.balance_(model, p=0.01)
+    assert result.energy_after == pytest.approx(result.energy_before, rel=1e-12)
+
+
+def test_a_cap_keeps_powers_of_two() -> None:
+    """The bias would overflow, so its unit moves less far, but by a power of two."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(model.get_parameter("0.weight"), 1.0)
+    nn.init.constant_(model.get_parameter("0.bias"), torch.finfo(torch.float32).max / 7)
+    nn.init.constant_(model.get_parameter("2.weight"), 1e6)
+    enorm.balance_(model, power_of_two=True)
+    moved = math.log2(model.get_parameter("0.weight").item())
+    assert moved == 1
+
+
+def test_optimizers_that_are_none() -> None:
+    model = NET.build()
+    with pytest.raises(TypeError, match=r"got Plan; a plan is given as plan="):
+        enorm.ENorm(model, enorm.trace(model))  # type: ignore[arg-type]

@@ -119,3 +119,21 @@ def test_a_scale_that_vanishes_beside_another_is_not_lost() -> None:
     enorm.ENorm(model).step()
     for layer, known in zip(chain(model), expected, strict=True):
         torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-6, atol=0)
+
+
+def test_two_batchnorms_of_one_width_do_not_share_memory() -> None:
+    """The range check of the first one's squares must not look at those of the second."""
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
+        *(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
+        nn.Conv1d(3, 2, 1),
+    )
+    with torch.no_grad():
+        model.get_parameter("1.weight")[0] = 1e-25
+    expected, _ = enorm.reference.cycle(chain(model))
+    enorm.ENorm(model).step()
+    for layer, known in zip(chain(model), expected, strict=True):
+        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-5, atol=1e-6)
+    gamma = model.get_parameter("1.weight")[0].item()
+    assert expected[0].gamma is not None
+    assert abs(gamma / expected[0].gamma[0].item() - 1) < 1e-5

@@ -331,6 +331,214 @@ def test_two_readers_share_one_group() -> None:
     assert_never_wrong(model, torch.randn(3, 6))
 
 
+def tied_data(model: nn.Sequential) -> None:
+    """The usual way to write a tied autoencoder."""
+    model.get_parameter("2.weight").data = model.get_parameter("0.weight").data.t()
+
+
+def tied_parameter(model: nn.Sequential) -> None:
+    """The same with a parameter of its own."""
+    model[2].weight = nn.Parameter(model.get_parameter("0.weight").detach().t())
+
+
+def seen_by_a_buffer(model: nn.Sequential) -> None:
+    """A second name for the same numbers."""
+    model.register_buffer("copy", model.get_parameter("2.weight").detach()[0])
+
+
+def expanded(model: nn.Sequential) -> None:
+    """Entries that share memory with each other cannot be scaled apart."""
+    model[2].weight = nn.Parameter(torch.randn(6, 1).expand(6, 6))
+
+
+@pytest.mark.parametrize("share", [tied_data, tied_parameter, seen_by_a_buffer, expanded])
+def test_shared_memory_is_a_wall(share: Callable[[nn.Sequential], None]) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    share(model)
+    plan = enorm.trace(model)
+    assert plan.groups == ()
+    assert any("share memory" in skip.reason for skip in plan.skipped)
+
+
+ROUNDABOUT: dict[str, Callable[[Written, Tensor], Tensor]] = {
+    "parameters()": lambda m, x: m.b(F.relu(m.a(x))) / next(m.b.parameters()).detach().norm(),
+    "_parameters": lambda m, x: (
+        m.b(F.relu(m.a(x))) * vars(m.a)["_parameters"]["weight"].detach().norm()
+    ),
+    "state_dict": lambda m, x: m.b(F.relu(m.a(x))) * m.state_dict()["a.weight"].norm(),
+    "functional": lambda m, x: m.b(F.relu(m.a(x))) + F.linear(x, m.b.weight),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDABOUT)
+def test_parameters_read_around_the_modules_are_seen(name: str) -> None:
+    plan = enorm.trace(Written(ROUNDABOUT[name]))
+    assert plan.groups == ()
+    assert any("reads its parameters" in skip.reason for skip in plan.skipped)
+
+
+def test_a_group_holds_in_train_and_in_eval_mode() -> None:
+    """Whatever mode the model is in when it is traced."""
+
+    def sigmoid_in_eval(m: Written, x: Tensor) -> Tensor:
+        h = m.a(x)
+        result: Tensor = m.b(F.relu(h) if m.training else torch.sigmoid(h))
+        return result
+
+    def skips_b_in_train(m: Written, x: Tensor) -> Tensor:
+        h = F.relu(m.a(x))
+        result: Tensor = m.c(h if m.training else F.relu(m.b(h)))
+        return result
+
+    def second_head_in_train(m: Written, x: Tensor) -> object:
+        h = F.relu(m.a(x))
+        return (m.b(h), m.c(h)) if m.training else m.b(h)
+
+    for mode in (True, False):
+        plan = enorm.trace(Written(sigmoid_in_eval).train(mode))
+        assert plan.groups == ()
+        plan = enorm.trace(Written(skips_b_in_train).train(mode))
+        assert plan.groups == ()
+        assert any("train mode" in skip.reason for skip in plan.skipped)
+        plan = enorm.trace(Written(second_head_in_train).train(mode))
+        assert groups(plan) == [(["a"], ["b", "c"], 6)]
+
+
+class Optional(nn.Module):
+    """Its second argument decides what the first one meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, mode: str = "sigmoid") -> Tensor:
+        """ReLU only with a mask and another mode."""
+        h = self.a(x)
+        if mask is None and mode == "sigmoid":
+            return torch.sigmoid(self.b(torch.sigmoid(h)))
+        result: Tensor = self.b(F.relu(h))
+        return result
+
+
+def test_arguments_keep_their_defaults() -> None:
+    """Unless example inputs reach them."""
+    assert enorm.trace(Optional()).groups == ()
+    x = torch.zeros(2, 6)
+    assert enorm.trace(Optional(), x).groups == ()
+    assert groups(enorm.trace(Optional(), (x, x))) == [(["a"], ["b"], 6)]
+
+
+def test_a_replaced_forward_and_a_used_part_are_walls() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[1].forward = torch.tanh
+    assert "replaced" in enorm.trace(model).skipped[0].reason
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(6, 2, 6, batch_first=True)
+            self.b = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layer(x) + self.b(F.relu(self.layer.linear1(x)))
+            return result
+
+    plan = enorm.trace(Parts())
+    assert plan.groups == ()
+    assert any("inside layer" in skip.reason for skip in plan.skipped)
+
+
+def test_reshape_by_keyword_is_a_wall() -> None:
+    model = Written(
+        lambda m, x: (
+            m.b(h := F.relu(m.a(x))) + m.c(torch.reshape(shape=(h.size(0), -1), input=h).roll(1, 1))
+        )
+    )
+    assert enorm.trace(model).groups == ()
+
+
+def test_tracing_leaves_no_trace() -> None:
+    """Counters, caches, modes and the random state are as they were."""
+
+    class Counting(nn.Module):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+            self.b = nn.Linear(6, 6)
+            self.drop = nn.Dropout()
+            self.register_buffer("calls", torch.zeros(()))
+            self.cache: object = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.cache = h = F.relu(self.a(x))
+            torch.rand(3)
+            result: Tensor = self.b(self.drop(h))
+            return result
+
+    model = Counting()
+    model.drop.eval()
+    state = torch.get_rng_state()
+    assert len(enorm.trace(model).groups) == 1
+    assert model.calls == 0
+    assert model.cache is None
+    assert model.training
+    assert not model.drop.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_example_inputs_that_do_not_fit() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).double()
+    # Of a float32 example for a float64 model only the shape is taken.
+    assert len(enorm.trace(model, torch.zeros(2, 6)).groups) == 1
+    with pytest.raises(enorm.UnsupportedModel, match=r"shape \(2, 5\) do not fit the model"):
+        enorm.trace(model, torch.zeros(2, 5))
+    with pytest.raises(TypeError, match="must be a tensor or a tuple of tensors, got dict"):
+        enorm.trace(model, {"x": torch.zeros(2, 6)})
+    with pytest.raises(TypeError, match="exclude must be a list of module names"):
+        enorm.trace(model, exclude="2")
+
+
+def test_a_plan_does_not_outlive_what_it_was_proved_for() -> None:
+    def chain() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6))
+
+    model = chain()
+    plan = enorm.trace(model)
+    model[3].weight = model[2].weight
+    with pytest.raises(ValueError, match="another model"):
+        enorm.balance_(model, plan)
+    model = chain()
+    plan = enorm.trace(model)
+    model[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="another model"):
+        enorm.balance_(model, plan)
+    enorm.trace(Written(forward_relu)).check(Written(forward_relu))
+    with pytest.raises(ValueError, match="another model"):
+        enorm.trace(Written(forward_relu)).check(Written(forward_gelu))
+
+
+def forward_relu(m: Written, x: Tensor) -> object:
+    """Homogeneous."""
+    return m.b(F.relu(m.a(x)))
+
+
+def forward_gelu(m: Written, x: Tensor) -> object:
+    """Not."""
+    return m.b(F.gelu(m.a(x)))
+
+
+def test_wrappers_name_what_to_pass() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    with pytest.raises(enorm.UnsupportedModel, match=r"pass model\.module"):
+        enorm.trace(nn.DataParallel(model))
+    with pytest.raises(enorm.UnsupportedModel, match="pass the model that was compiled"):
+        enorm.trace(torch.compile(model))  # type: ignore[arg-type]
+
+
 def test_tied_weights_hooks_and_computed_weights_are_walls() -> None:
     tied = Written(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))))
     tied.b.weight = tied.a.weight
@@ -338,6 +546,7 @@ def test_tied_weights_hooks_and_computed_weights_are_walls() -> None:
     hooked = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     hooked[1].register_forward_hook(lambda *_: None)
     assert "hooks" in enorm.trace(hooked).skipped[0].reason
+    assert enorm.trace(hooked, exclude=["1"]).groups == ()
     computed = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     nn.utils.parametrizations.weight_norm(computed[0])
     assert enorm.trace(computed).groups == ()

@@ -1,0 +1,193 @@
+"""The forward code as ``torch.fx`` graphs, recorded without a trace left in the model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
+    """The model, or with ``strict=True`` a part of it, cannot be rescaled; the message says why."""
+
+
+# Defaults that decide which way the forward code goes.
+_DECIDING = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One way through the forward code.
+
+    Attributes:
+        graph_module: what ``torch.fx`` recorded.
+        shapes: of intermediate tensors, where example inputs made them known.
+        read: storages of tensors that the code computed with outside the graph.
+    """
+
+    graph_module: fx.GraphModule
+    shapes: Mapping[fx.Node, torch.Size]
+    read: frozenset[int]
+
+
+def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Recording]:
+    """The forward code in eval mode and in train mode; the model's own modes do not matter.
+
+    Arguments that have a default keep it, unless ``example_inputs`` reaches that far.
+
+    Raises:
+        UnsupportedModel: ``torch.fx`` cannot trace it, or the example inputs do not fit.
+        TypeError: the example inputs are no tensors.
+    """
+    inputs = _inputs(model, example_inputs)
+    recordings = []
+    with _unchanged(model):
+        for training in (False, True):
+            model.train(training)
+            reads = _Reads()
+            with reads:
+                graph_module = symbolic_trace(model, len(inputs))
+            shapes = _shapes(graph_module, inputs) if inputs else {}
+            recordings.append(Recording(graph_module, shapes, frozenset(reads.storages)))
+    return recordings[0], recordings[1]
+
+
+def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
+    """``torch.fx.symbolic_trace``, its failures told with the line of the model's own code.
+
+    Args:
+        model: the network, in the mode that is to be traced.
+        given: number of positional inputs; later arguments keep their defaults.
+
+    Raises:
+        UnsupportedModel: it cannot be traced.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in parameters[given:]
+            if isinstance(parameter.default, _DECIDING)
+        }
+        with warnings.catch_warnings():
+            # fx warns that it cannot assert the value of a default that is a number or a string.
+            warnings.simplefilter("ignore")
+            return fx.symbolic_trace(model, concrete_args=defaults or None)
+    except Exception as error:
+        # Whatever the model's own forward code raises under tracing ends here, with its line.
+        last = error.__traceback__
+        place = ""
+        while last is not None:
+            code = last.tb_frame.f_code
+            if code.co_name == "forward" and "torch" not in code.co_filename.split("/"):
+                place = f" at {code.co_filename}:{last.tb_lineno}"
+            last = last.tb_next
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}"
+        ) from error
+
+
+class _Reads(TorchFunctionMode):
+    """Collects the storages of real tensors that functions are called with while tracing.
+
+    The graph's own tensors are proxies then, so a real one is a parameter or a buffer that the
+    code reached around ``torch.fx``, or a constant.
+    """
+
+    _HARMLESS = frozenset(
+        getattr(Tensor, name).__get__
+        for name in ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad", "shape")
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function not in self._HARMLESS:
+            with torch._C.DisableTorchFunction():
+                for value in tree_leaves((args, kwargs or {})):
+                    if isinstance(value, Tensor):
+                        self.storages.add(storage(value))
+        return function(*args, **(kwargs or {}))
+
+
+def storage(tensor: Tensor) -> int:
+    """What two tensors have in common that share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _inputs(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
+    """Example inputs on the meta device, floating ones in the model's own dtype."""
+    if example_inputs is None:
+        return ()
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    dtypes = [value.dtype for value in model.parameters() if value.is_floating_point()]
+    found = []
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"example_inputs must be a tensor or a tuple of tensors, got {type(value).__name__}"
+            )
+        dtype = dtypes[0] if dtypes and value.is_floating_point() else value.dtype
+        found.append(torch.empty(value.shape, dtype=dtype, device="meta"))
+    return tuple(found)
+
+
+def _shapes(
+    graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> Mapping[fx.Node, torch.Size]:
+    """Shapes of all intermediate tensors, found on the meta device: nothing is computed."""
+    meta = copy.deepcopy(graph_module).to("meta")
+    try:
+        # It prints a traceback of its own before it raises.
+        with contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(meta).propagate(*inputs)
+    except Exception as error:
+        sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UnsupportedModel(
+            f"example_inputs of shape {sizes} do not fit the model: {reason}"
+        ) from error
+    found = {}
+    for node, twin in zip(graph_module.graph.nodes, meta.graph.nodes, strict=True):
+        data = twin.meta.get("tensor_meta")
+        if data is not None and hasattr(data, "shape"):
+            found[node] = data.shape
+    return found
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """What forward code does to its module or to the random state is undone afterwards."""
+    modules = list(model.modules())
+    attributes = [dict(module.__dict__) for module in modules]
+    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            for module, kept in zip(modules, attributes, strict=True):
+                module.__dict__.clear()
+                module.__dict__.update(kept)
+            with torch.no_grad():
+                for buffer, before in contents:
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)
