@@ -128,12 +128,15 @@ class _Walk:
         self.made: dict[str, _Units] = {}
         self.read: dict[str, _Units | None] = {}
         self.noted: list[Skip] = []
+        self.weights = {name for name, value in model.named_parameters() if value.dim() > 1}
+        self.called: set[str] = set()
         self.layers: dict[str, Layer] = {}
 
     def follow(self, recording: Recording) -> None:
         """Take in one way through the forward code."""
         graph = recording.graph_module.graph
         self.shapes.update(recording.shapes)
+        self.called |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
         for node in reversed(graph.nodes):
             kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
@@ -166,6 +169,11 @@ class _Walk:
             return self._visit_module(node, self.modules[str(node.target)])
         if node.op in ("call_function", "call_method"):
             return self._visit_function(node)
+        if node.op == "get_attr":
+            owner, _, _ = str(node.target).rpartition(".")
+            if owner not in self.called and str(node.target) in self.weights:
+                reason = "read by the forward code itself, not by a Linear or convolution module"
+                self.noted.append(Skip(str(node.target), reason))
         return None
 
     def _visit_module(self, node: fx.Node, module: nn.Module) -> _Signal | None:
@@ -183,6 +191,10 @@ class _Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if getattr(module, "return_indices", False):
             return self._wall(node, "returns indices beside the activations")
+        if any(value.dim() > 1 for value in module.parameters()):
+            reason = "weights of this kind of module are not rescaled"
+            self._note(node, reason)
+            return self._wall(node, reason)
         return self._visit_operation(node, module)
 
     def _visit_operation(self, node: fx.Node, operation: Any) -> _Signal | None:

@@ -48,6 +48,10 @@ class Written(nn.Module):
         return self.code(self, x)
 
 
+class OwnLinear(nn.Linear):
+    """What it does with its weight is its own affair."""
+
+
 class First(nn.Module):
     """The first of several values."""
 
@@ -276,6 +280,21 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.Conv1d(6, 6, 1, groups=2)),
         "2 (Conv1d)",
         "grouped convolution",
+    ),
+    "recurrent": (
+        lambda: nn.Sequential(nn.LSTM(6, 6), First(), nn.Linear(6, 6)),
+        "0 (LSTM)",
+        "weights of this kind of module",
+    ),
+    "transposed convolution": (
+        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.ConvTranspose1d(6, 6, 1)),
+        "2 (ConvTranspose1d)",
+        "weights of this kind of module",
+    ),
+    "own subclass": (
+        lambda: nn.Sequential(OwnLinear(6, 6), nn.ReLU(), OwnLinear(6, 6)),
+        "0.weight",
+        "read by the forward code itself",
     ),
     "indices": (
         lambda: nn.Sequential(
