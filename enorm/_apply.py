@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from enorm._masses import Workspace
 from enorm._plan import Plan
 
 # With W' = d W the gradient with respect to W' is 1/d of that with respect to W, and so is every
 # buffer that is linear in gradients. Powers of d by optimiser and buffer.
 _STATE_POWERS: dict[type[Optimizer], dict[str, int]] = {SGD: {"momentum_buffer": -1}}
 
-# The product of two factors of at most 2^±60 each is a normal float32 number.
-_NARROW = 60.0
+# Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
+_NARROW = 24.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def write_(
     tensors: Mapping[str, Tensor],
     z: Sequence[Tensor],
     optimizer: Optimizer | None = None,
-    workspace: Workspace | None = None,
+    *,
+    moderate: bool = False,
 ) -> None:
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
@@ -62,17 +62,20 @@ def write_(
         z: ``log2 d`` per group, shape ``(size,)`` float64.
         optimizer: its state goes with ``d`` to the power that keeps it equal to the state that
             the same steps would have left on the rescaled network.
-        workspace: memory for the factors; None allocates.
+        moderate: whether no weight is above 2^100, so that one factor alone cannot take it out
+            of float32's range before the other brings it back. Entries below 2^-102 may then lose
+            digits: at most 2^-125 each.
     """
-    workspace = workspace or Workspace()
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
-    narrow = z[0].device.type == "cpu" and bool(torch.cat(list(z)).abs().amax() <= _NARROW)
+    narrow = (
+        moderate and z[0].device.type == "cpu" and bool(torch.cat(list(z)).abs().amax() <= _NARROW)
+    )
     for target in _targets(plan):
         parameter = tensors[target.name]
         scaled = [(parameter, 1), *_state(parameter, optimizer)]
         for tensor, power in scaled:
             if narrow and tensor.dtype in (torch.float32, torch.float64):
-                _scale_narrow_(tensor, target, z, power, workspace)
+                _scale_narrow_(tensor, target, z, power)
             else:
                 _scale_wide_(tensor, target, z, power)
 
@@ -128,35 +131,21 @@ def _along(vector: Tensor, axis: int, dimensions: int) -> Tensor:
     return vector.view(*[1] * axis, -1, *[1] * (dimensions - axis - 1))
 
 
-def _scale_narrow_(
-    tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int, workspace: Workspace
-) -> None:
-    """The factor of each entry in the tensor's own dtype.
-
-    Rows and columns are combined first: a row's factor alone may take an entry out of range.
-    """
-    rows, columns = (
-        None if exponent is None else torch.exp2(exponent).to(tensor.dtype)
-        for exponent in _exponents(target, z, power)
-    )
-    if rows is not None and columns is not None:
-        both = workspace.take((len(rows), len(columns)), rows.dtype, rows.device)
-        torch.outer(rows, columns, out=both)
-        tensor.mul_(both.view(*both.shape, *[1] * (tensor.dim() - 2)))
-        workspace.give(both)
-    elif rows is not None:
-        tensor.mul_(_along(rows, 0, tensor.dim()))
-    elif columns is not None:
-        tensor.mul_(_along(columns, 1, tensor.dim()))
+def _scale_narrow_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int) -> None:
+    """One factor after the other, in the tensor's own dtype."""
+    for axis, exponent in enumerate(_exponents(target, z, power)):
+        if exponent is not None:
+            tensor.mul_(_along(torch.exp2(exponent).to(tensor.dtype), axis, tensor.dim()))
 
 
 def _scale_wide_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int) -> None:
     """The same in float64, and rounded once: for half precision and for extreme scales."""
-    rows, columns = _exponents(target, z, power)
-    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
-    for axis, exponent in enumerate((rows, columns)):
-        if exponent is not None:
-            total = total + _along(exponent, axis, tensor.dim())
+    parts = [
+        _along(exponent, axis, tensor.dim())
+        for axis, exponent in enumerate(_exponents(target, z, power))
+        if exponent is not None
+    ]
+    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     # In two steps, so that no intermediate result leaves float64's range either.
     first = torch.floor(total / 2)
     tensor.copy_(tensor.double() * torch.exp2(first) * torch.exp2(total - first))

@@ -158,7 +158,7 @@ class Scales:
         self.power_of_two = power_of_two
         self.z: list[Tensor | None] = [None] * len(problem.producers)
         self._tensors = tensors
-        self._precision = precision
+        self.precision = precision
         self._keep_masses = keep_masses
         self._workspace = workspace or Workspace()
         self._masses: dict[int, Masses] = {}
@@ -265,7 +265,7 @@ class Scales:
                 rows=term.rows is not None,
                 columns=term.columns is not None,
                 block=term.block,
-                precision=self._precision,
+                precision=self.precision,
                 workspace=self._workspace,
             )
         return self._masses[index]

@@ -99,7 +99,9 @@ class ENorm:
         if self._calls % self._every:
             return
         scales, bad = self._solve()
-        write_(self.plan, self._tensors, scales.scales(), self._optimizer, self._workspace)
+        # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
+        moderate = scales.precision == "float32" and self._problem.p >= 1
+        write_(self.plan, self._tensors, scales.scales(), self._optimizer, moderate=moderate)
         self.nonfinite += bad.to(torch.int64)
 
     def _check_parameters(self) -> None:

@@ -128,7 +128,7 @@ class _Walk:
         self.made: dict[str, _Units] = {}
         self.read: dict[str, _Units | None] = {}
         self.noted: list[Skip] = []
-        self.weights = {name for name, value in model.named_parameters() if value.dim() > 1}
+        self.weights = {name for name, value in model.named_parameters() if _is_matrix(value)}
         self.called: set[str] = set()
         self.layers: dict[str, Layer] = {}
 
@@ -139,8 +139,9 @@ class _Walk:
         self.called |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
         for node in reversed(graph.nodes):
-            kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
-            weighted = kind is nn.Linear or kind in CONVOLUTIONS or kind in BATCH_NORMS
+            weighted = node.op == "call_module" and any(
+                True for _ in self.modules[str(node.target)].parameters()
+            )
             if node in self.above or weighted:
                 self.above.update((node, *node.all_input_nodes))
         for node in graph.nodes:
@@ -184,6 +185,10 @@ class _Walk:
             return self._visit_layer(node, module, name, reason)
         if kind in BATCH_NORMS:
             return self._visit_batchnorm(node, cast(nn.BatchNorm2d, module), name, reason)
+        if any(_is_matrix(value) for value in module.parameters()):
+            reason = reason or "weights of this kind of module are not rescaled"
+            self._note(node, reason)
+            return self._wall(node, reason)
         if reason is not None and reason != EXCLUDED:
             return self._wall(node, reason)
         if kind is nn.Flatten:
@@ -191,10 +196,6 @@ class _Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if getattr(module, "return_indices", False):
             return self._wall(node, "returns indices beside the activations")
-        if any(value.dim() > 1 for value in module.parameters()):
-            reason = "weights of this kind of module are not rescaled"
-            self._note(node, reason)
-            return self._wall(node, reason)
         return self._visit_operation(node, module)
 
     def _visit_operation(self, node: fx.Node, operation: Any) -> _Signal | None:
@@ -402,6 +403,10 @@ class _Walk:
 
 
 _RESHAPES = (torch.reshape, "reshape", "view")
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.UninitializedParameter) or parameter.dim() > 1
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -291,6 +291,11 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "2 (ConvTranspose1d)",
         "weights of this kind of module",
     ),
+    "lazy": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.LazyLinear(6)),
+        "2 (LazyLinear)",
+        "forward hooks",
+    ),
     "own subclass": (
         lambda: nn.Sequential(OwnLinear(6, 6), nn.ReLU(), OwnLinear(6, 6)),
         "0.weight",
