@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-import enorm
-
 # Time limits make a suite fail on a busy machine, not on a wrong program.
 _COMMON = settings(
     deadline=None,
@@ -25,14 +23,45 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which implementation the property suite runs against."""
+    group = parser.getgroup("enorm")
+    group.addoption(
+        "--enorm-impl",
+        metavar="MODULE:ATTRIBUTE",
+        help="a function load(path) that returns an implementation of ENorm as "
+        "properties.implementation describes it (environment: ENORM_IMPL; default: ours)",
+    )
+    group.addoption(
+        "--enorm-impl-path",
+        metavar="PATH",
+        help="what load is called with, such as a checkout (environment: ENORM_IMPL_PATH)",
+    )
+    group.addoption(
+        "--enorm-report", metavar="FILE", help="write the outcome of each property as JSON"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Options win over the environment, which the suite reads while it is imported."""
+    for option in ("enorm_impl", "enorm_impl_path"):
+        if (value := config.getoption(option)) is not None:
+            os.environ[option.upper()] = value
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """What is under test and how it is explored."""
+    from properties.implementation import current
+
+    under_test = current()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     profile = (
         config.getoption("--hypothesis-profile", default=None)
         or settings.get_current_profile_name()
     )
     return (
-        f"implementation: enorm {enorm.__version__}, torch {torch.__version__}, device: {device}, "
-        f"threads: {torch.get_num_threads()}, profile: {profile}"
+        f"implementation: {under_test.name} {under_test.version}, "
+        f"dtypes: {', '.join(under_test.capabilities.dtypes)}\n"
+        f"torch {torch.__version__}, device: {device}, threads: {torch.get_num_threads()}, "
+        f"profile: {profile}"
     )

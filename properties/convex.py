@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import nn
 
+from properties.implementation import current
 from properties.specs import weighted
 
 Array = NDArray[np.float64]
@@ -58,8 +59,13 @@ class ConvexEnergy:
 
 
 def convex_energy(model: nn.Sequential, p: float, c: float) -> ConvexEnergy:
-    """The energy of a chain of :mod:`properties.specs` under ``batchnorm="affine"``."""
+    """The energy of a chain of :mod:`properties.specs` under ``batchnorm="affine"``.
+
+    Without the last weight where the implementation leaves out the last pair.
+    """
     layers = weighted(model)
+    if not current().capabilities.last_pair:
+        layers = layers[:-1]
     q = len(layers)
     offsets = np.cumsum([0] + [len(layer.weight) for layer, _ in layers[:-1]])
     coefficients: list[float] = []

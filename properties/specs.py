@@ -55,7 +55,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Net:
-    """A chain: hidden layers (convolutions first), then a Linear to the outputs.
+    """A chain: hidden layers (convolutions first), then a Linear or a convolution to the outputs.
 
     Attributes:
         inputs: input features or channels.
@@ -63,6 +63,7 @@ class Net:
         outputs: output features.
         positions: input positions along each axis of a convolution.
         axes: number of those axes; 0 for a network of Linear layers.
+        head: last layer, "conv" only behind convolutions.
         decades: each unit's incoming weights are scaled by ``10^u``, u uniform on ±decades.
         dtype: name of the parameters' dtype.
         seed: of all weights and inputs.
@@ -73,6 +74,7 @@ class Net:
     outputs: int = 2
     positions: int = 6
     axes: int = 0
+    head: Literal["linear", "conv"] = "linear"
     decades: float = 0.0
     dtype: str = "float64"
     seed: int = 0
@@ -117,10 +119,13 @@ class Net:
                 modules.append(_POOLS[layer.pool, self.axes](2))
                 positions //= 2
             inputs = layer.out
-        if spatial:
-            modules.append(nn.Flatten())
-            inputs *= positions**self.axes
-        modules.append(nn.Linear(inputs, self.outputs))
+        if self.head == "conv":
+            modules.append(_CONVOLUTIONS[self.axes](inputs, self.outputs, 1))
+        else:
+            if spatial:
+                modules.append(nn.Flatten())
+                inputs *= positions**self.axes
+            modules.append(nn.Linear(inputs, self.outputs))
         model = nn.Sequential(*modules)
         with torch.no_grad():
             for module in model:

@@ -1,4 +1,7 @@
-"""Hypothesis strategies that draw specs; smaller networks come first when a failure shrinks."""
+"""Hypothesis strategies that draw what the implementation under test declares to accept.
+
+Smaller networks come first, so that a failure shrinks to one.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,30 @@ from typing import Literal
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from properties.implementation import current
 from properties.specs import Hidden, Net
 
+_ABLE = current().capabilities
+
+
+def exponents(*values: float) -> SearchStrategy[float]:
+    """Those of ``values`` that the implementation takes."""
+    return st.sampled_from([p for p in values if _ABLE.p is None or p in _ABLE.p])
+
+
+def dtypes_of(*names: str) -> SearchStrategy[str]:
+    """Those of ``names`` that the implementation takes."""
+    return st.sampled_from([name for name in names if name in _ABLE.dtypes])
+
+
 SEEDS = st.integers(0, 2**31 - 2)
-P_NORMS = st.sampled_from([2.0, 1.0, 3.0, 0.5, 1.5, 6.0])
-C_FACTORS = st.sampled_from([1.0, 1.2, 0.8, 2.0])
-WIDE_DTYPES = st.sampled_from(["float64", "float32"])
-ALL_DTYPES = st.sampled_from(["float64", "float32", "bfloat16", "float16"])
+P_NORMS = exponents(2.0, 1.0, 3.0, 0.5, 1.5, 6.0)
+C_FACTORS = st.sampled_from([1.0, 1.2, 0.8, 2.0] if _ABLE.c else [1.0])
+ORDERS = st.sampled_from(_ABLE.orders)
+# Never drawn where none is declared, for such properties are not applicable then.
+SOLVERS = st.sampled_from(_ABLE.solvers or ("none",))
+WIDE_DTYPES = dtypes_of("float64", "float32")
+ALL_DTYPES = dtypes_of("float64", "float32", "bfloat16", "float16")
 
 _POOLS: tuple[Literal["max", "avg"] | None, ...] = (None, "max", "avg")
 
@@ -26,15 +46,21 @@ def nets(
     draw: st.DrawFn,
     *,
     dtypes: SearchStrategy[str] = WIDE_DTYPES,
-    batchnorm: bool = True,
+    batchnorm: bool = "affine" in _ABLE.batchnorm,
     dead: bool = True,
     max_decades: float = 6.0,
     max_hidden: int = 5,
 ) -> Net:
-    """Chains of Linear layers, or of convolutions that end in Linear layers."""
-    axes = draw(st.sampled_from([0, 0, 0, 2, 1, 3]))
+    """Chains of Linear layers, of convolutions, or of convolutions that end in Linear layers."""
+    spatial = {2, 1, 3} if _ABLE.mixed else set(_ABLE.convolution)
+    axes = draw(st.sampled_from([0, 0, 0, *spatial]))
+    head: Literal["linear", "conv"] = "linear"
+    if axes in _ABLE.convolution:
+        head = "conv" if not _ABLE.mixed else draw(st.sampled_from(["linear", "conv"]))
     depth = draw(st.integers(1, max_hidden if axes == 0 else 3))
     convolutions = draw(st.integers(1, depth)) if axes else 0
+    if head == "conv":
+        convolutions = depth
     dtype = draw(dtypes)
     # A kernel of 3 with dilation 2 and padding 0 needs five positions; deeper layers need more.
     positions = draw(st.integers(5, 8 if axes < 3 else 6)) if axes else 6
@@ -67,7 +93,7 @@ def nets(
                 stride=stride,
                 padding=padding,
                 dilation=dilation,
-                bias=draw(st.booleans()),
+                bias=_ABLE.biases and draw(st.booleans()),
                 batchnorm=batchnorm and draw(st.booleans()),
                 slope=draw(st.sampled_from([0.0, 0.1, -0.3])),
                 pool=pool,
@@ -82,6 +108,7 @@ def nets(
         outputs=draw(st.integers(1, 4)),
         positions=positions,
         axes=axes,
+        head=head,
         decades=draw(st.sampled_from([0.0, limit / 4, limit])),
         dtype=dtype,
         seed=draw(SEEDS),

@@ -3,137 +3,60 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-import enorm
-from enorm.reference import ChainLayer
-from properties import tolerances
-from properties.specs import Hidden, Net, weighted
-from properties.strategies import C_FACTORS, P_NORMS, nets
+from properties import oracle, tolerances
+from properties.implementation import Order, Rule, current, requires
+from properties.specs import Hidden, Net
+from properties.strategies import C_FACTORS, ORDERS, P_NORMS, nets
 
 
-def chain(model: nn.Sequential) -> list[ChainLayer]:
-    """The model's layers as the reference takes them; the last one's BatchNorm does not exist."""
-    return [
-        ChainLayer(
-            weight=layer.weight.detach().double(),
-            bias=None if layer.bias is None else layer.bias.detach().double(),
-            gamma=None if norm is None else norm.weight.detach().double(),
-            beta=None if norm is None else norm.bias.detach().double(),
-        )
-        for layer, norm in weighted(model)
-    ]
-
-
-def fan_in(model: nn.Module) -> int:
-    """Sum over all groups of the number of terms in their norms, at most all weights twice."""
-    return sum(2 * parameter[0].numel() for parameter in model.parameters() if parameter.dim() > 1)
-
-
-def assert_equal(
-    net: Net, ours: list[ChainLayer], reference: list[ChainLayer], rtol: float
-) -> None:
-    tiny = torch.finfo(net.torch_dtype).smallest_normal
-    for k, (mine, theirs) in enumerate(zip(ours, reference, strict=True), start=1):
-        for name in ("weight", "bias", "gamma", "beta"):
-            one: Tensor | None = getattr(mine, name)
-            other: Tensor | None = getattr(theirs, name)
-            if one is None or other is None:
-                assert one is other
-                continue
-            excess = ((one - other).abs() - rtol * other.abs() - tiny).max().item()
-            assert excess <= 0, (
-                f"layer {k} {name}: beyond rtol {rtol} and {tiny} by {excess}\n{net!r}"
-            )
-
-
-@given(nets(), P_NORMS, C_FACTORS, st.sampled_from(["cyclic", "jacobi"]), st.integers(1, 3))
-def test_step_equals_algorithm_1(net: Net, p: float, c: float, order: str, cycles: int) -> None:
-    """Several cycles in one step work on masses only, and give the same weights."""
+def compare(net: Net, p: float, c: float, order: Order, batchnorm: Rule, cycles: int) -> None:
+    """The implementation's cycles against the reference's, weight by weight."""
     model = net.build()
-    expected = chain(model)
+    expected = oracle.chain(model, batchnorm)
+    step = current().stepper(model, None, p=p, c=c, order=order, batchnorm=batchnorm)
     for _ in range(cycles):
-        expected, _ = enorm.reference.cycle(expected, p=p, c=c, order=order)  # type: ignore[arg-type]
-    enorm.ENorm(model, p=p, c=c, order=order, cycles=cycles).step()  # type: ignore[arg-type]
-    rtol = cycles * tolerances.stored_weight(net.torch_dtype, fan_in(model))
-    assert_equal(net, chain(model), expected, rtol)
+        expected = oracle.cycle(expected, p, c, order)
+        step()
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model), rewrites=cycles)
+    found = oracle.chain(model, batchnorm)
+    oracle.assert_same(net, f"after {cycles} cycles", found, expected, rtol)
 
 
-@given(nets(batchnorm=False), C_FACTORS)
-def test_energy_equals_the_reference(net: Net, c: float) -> None:
-    """Depth factors included."""
+@given(nets(dead=False), P_NORMS, C_FACTORS, ORDERS, st.integers(1, 3))
+def test_cycles_equal_algorithm_1(net: Net, p: float, c: float, order: Order, cycles: int) -> None:
+    """Weights, biases and BatchNorm's parameters, after one to three cycles."""
+    compare(net, p, c, order, "affine", cycles)
+
+
+@requires(batchnorm="ignore")
+@given(nets(dead=False, batchnorm=True), C_FACTORS, ORDERS)
+def test_ignoring_batchnorm_is_the_published_rule(net: Net, c: float, order: Order) -> None:
+    """Algorithm 1 as if there were no BatchNorm, whose own parameters and statistics stay."""
     model = net.build()
-    expected = enorm.reference.energy(chain(model), p=2.0, c=c)
-    assert abs(enorm.energy(model, 2.0, c) - expected) <= 1e-12 * expected
+    kept = {
+        name: value.clone()
+        for index, module in enumerate(model)
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for name, value in module.state_dict(prefix=f"{index}.").items()
+    }
+    current().stepper(model, None, p=2.0, c=c, order=order, batchnorm="ignore")()
+    for name, value in kept.items():
+        assert torch.equal(model.state_dict()[name], value), f"{name}\n{net!r}"
+    compare(net, 2.0, c, order, "ignore", 1)
 
 
-def test_reference_by_hand() -> None:
-    """Two weights 2 and 8: d = sqrt(8 / 2) = 2 makes both 4."""
-    layers = [
-        ChainLayer(torch.tensor([[2.0]]), torch.tensor([3.0])),
-        ChainLayer(torch.tensor([[8.0]])),
-    ]
-    after, scales = enorm.reference.cycle(layers)
-    assert scales == [[2.0]]
-    assert after[0].weight.item() == 4
-    assert after[0].bias is not None
-    assert after[0].bias.item() == 6
-    assert after[1].weight.item() == 4
-    assert layers[0].weight.item() == 2
-
-
-def test_extreme_scales_equal_the_reference() -> None:
-    """Sums of 1e±60 are out of float32's range, products of scales nearly out of float64's."""
-    net = Net(
-        inputs=4,
-        hidden=tuple(Hidden(out=5, bias=False, dead_in=(1,), dead_out=(3,)) for _ in range(3)),
-        decades=30,
-        dtype="float32",
-        seed=2,
-    )
-    for p in (0.5, 2.0, 7.0):
-        model = net.build()
-        expected, _ = enorm.reference.cycle(chain(model), p=p, c=1.2)
-        stepper = enorm.ENorm(model, p=p, c=1.2)
-        stepper.step()
-        assert stepper.nonfinite == 0
-        rtol = tolerances.stored_weight(net.torch_dtype, fan_in(model))
-        assert_equal(net, chain(model), expected, rtol)
-
-
-def test_a_scale_that_vanishes_beside_another_is_not_lost() -> None:
-    """One row reads two units whose scales differ by 1e23 and whose shares of its norm are equal.
-
-    No sum leaves float32's range here; the smaller of the two factors does.
-    """
-    model = nn.Sequential(
-        *(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)),
-        *(nn.ReLU(), nn.Linear(1, 1, bias=False)),
-    )
-    with torch.no_grad():
-        model.get_parameter("0.weight").copy_(torch.tensor([[3e-9], [1e10]]))
-        model.get_parameter("2.weight").copy_(torch.tensor([[3e13, 4e-14]]))
-    expected, _ = enorm.reference.cycle(chain(model))
-    enorm.ENorm(model).step()
-    for layer, known in zip(chain(model), expected, strict=True):
-        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-6, atol=0)
-
-
-def test_two_batchnorms_of_one_width_do_not_share_memory() -> None:
-    """The range check of the first one's squares must not look at those of the second."""
-    model = nn.Sequential(
-        *(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
-        *(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
-        nn.Conv1d(3, 2, 1),
-    )
-    with torch.no_grad():
-        model.get_parameter("1.weight")[0] = 1e-25
-    expected, _ = enorm.reference.cycle(chain(model))
-    enorm.ENorm(model).step()
-    for layer, known in zip(chain(model), expected, strict=True):
-        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-5, atol=1e-6)
-    gamma = model.get_parameter("1.weight")[0].item()
-    assert expected[0].gamma is not None
-    assert abs(gamma / expected[0].gamma[0].item() - 1) < 1e-5
+@given(st.integers(0, 1000), ORDERS)
+@example(0, current().capabilities.orders[0])
+def test_extreme_scales_equal_the_reference(seed: int, order: Order) -> None:
+    """Weights from 1e-30 to 1e30 in float32, whose squares float32 cannot hold."""
+    hidden = tuple(Hidden(out=5, bias=False) for _ in range(3))
+    net = Net(inputs=4, hidden=hidden, decades=30, dtype="float32", seed=seed)
+    p = 2.0
+    model = net.build()
+    expected = oracle.cycle(oracle.chain(model), p, 1.0, order)
+    current().stepper(model, None, p=p, c=1.0, order=order, batchnorm="affine")()
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
+    oracle.assert_same(net, "after a cycle", oracle.chain(model), expected, rtol)

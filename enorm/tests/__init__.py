@@ -1,0 +1,1 @@
+"""Tests of what is this implementation's own: tracing, errors, state, precision."""

@@ -1,0 +1,275 @@
+"""Errors, state, undo: what the functions of this implementation do besides rescaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import enorm
+from properties import oracle, tolerances
+from properties.specs import Hidden, Net
+from properties.strategies import C_FACTORS, P_NORMS, nets
+from properties.test_optimizer_state import gradient_steps
+
+NET = Net(inputs=3, hidden=(Hidden(out=4), Hidden(out=4)), seed=6)
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nonfinite_weights(value: float) -> None:
+    """``balance_`` refuses and changes nothing; ``step`` leaves such units and counts them."""
+    model = NET.build()
+    with torch.no_grad():
+        model.get_parameter("2.weight")[1, 2] = value
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"'2\.weight'"):
+        enorm.balance_(model)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    stepper = enorm.ENorm(model)
+    stepper.step()
+    # Unit 1 of layer 2 by its row, unit 2 of layer 1 by its column.
+    assert stepper.nonfinite == 2
+    after = model.state_dict()
+    assert torch.equal(after["0.weight"][2], before["0.weight"][2])
+    assert torch.equal(after["0.bias"][2], before["0.bias"][2])
+    assert not torch.equal(after["0.weight"][0], before["0.weight"][0])
+    finite = before["2.weight"].isfinite()
+    assert after["2.weight"][finite].isfinite().all()
+
+
+def test_a_bias_cannot_be_scaled_out_of_range() -> None:
+    """D would be about 1e6 and take the bias past the largest float16; it stops below."""
+    model = NET.build().half()
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(1e-4)
+        model.get_parameter("0.bias").fill_(500)
+        model.get_parameter("2.weight").mul_(1e4)
+    result = enorm.balance_(model)
+    assert model.get_parameter("0.bias").isfinite().all()
+    assert model.get_parameter("0.bias").max() > 10_000
+    assert result.energy_after < result.energy_before
+
+
+BAD_ARGUMENTS: dict[str, Callable[[nn.Module], object]] = {
+    "p must": lambda model: enorm.balance_(model, p=0),
+    "p must ": lambda model: enorm.ENorm(model, p=math.nan),
+    "p must  ": lambda model: enorm.energy(model, p=math.inf),
+    "c must": lambda model: enorm.balance_(model, c=-1.0),
+    "c must ": lambda model: enorm.ENorm(model, c=0.0),
+    "solver must": lambda model: enorm.balance_(model, solver="newtown"),  # type: ignore[arg-type]
+    "tol must": lambda model: enorm.balance_(model, tol=math.nan),
+    "max_cycles must": lambda model: enorm.balance_(model, max_cycles=0),
+    "max_cycles must ": lambda model: enorm.balance_(model, max_cycles=1.5),  # type: ignore[arg-type]
+    "cycles must": lambda model: enorm.ENorm(model, cycles=0),
+    "every must": lambda model: enorm.ENorm(model, every=0),
+    "order must": lambda model: enorm.ENorm(model, order="random"),  # type: ignore[arg-type]
+    "batchnorm must": lambda model: enorm.balance_(model, batchnorm="exact"),  # type: ignore[arg-type]
+    "batchnorm must ": lambda model: enorm.residual(model, batchnorm=""),  # type: ignore[arg-type]
+    "exclude names 'head'": lambda model: enorm.trace(model, exclude=["head"]),
+    "attach needs": lambda model: enorm.ENorm(model).attach(),
+    "another model": lambda model: enorm.balance_(model, enorm.trace(nn.Sequential(nn.ReLU()))),
+    "another model ": lambda model: enorm.ENorm(model, plan=enorm.trace(nn.Linear(2, 2))),
+    "no state of an ENorm": lambda model: enorm.ENorm(model).load_state_dict({}),
+    "no groups": lambda _: enorm.balance_(nn.Sequential(nn.Linear(2, 2))),
+    "no groups ": lambda _: enorm.ENorm(nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2))),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ARGUMENTS)
+def test_bad_arguments_are_named_and_change_nothing(message: str) -> None:
+    """One sentence that names the parameter."""
+    model = NET.build()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message.strip()) as caught:
+        BAD_ARGUMENTS[message](model)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_undo_restores_every_bit() -> None:
+    """Parameters and momentum alike, after the model has been used again."""
+    model = NET.build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(NET.draw_inputs()).sum().backward()
+    optimizer.step()
+    before = snapshot(model)
+    state = [optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()]
+    result = enorm.balance_(model, c=2.0, optimizer=optimizer)
+    assert not torch.equal(before["0.weight"], model.state_dict()["0.weight"])
+    result.undo_()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for parameter, buffer in zip(model.parameters(), state, strict=True):
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], buffer)
+
+
+def test_parameters_keep_identity_mode_and_gradient() -> None:
+    """In place, without a graph, whatever mode each module is in."""
+    model = NET.build()
+    model[1].train()
+    identities = [id(parameter) for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    enorm.balance_(model)
+    enorm.ENorm(model).step()
+    enorm.verify(model, model, NET.draw_inputs())
+    assert identities == [id(parameter) for parameter in model.parameters()]
+    assert modes == [module.training for module in model.modules()]
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_state_dict_continues() -> None:
+    """A stepper restored from a checkpoint goes on counting where the other stopped."""
+    model = NET.build()
+    one = enorm.ENorm(model, every=3)
+    for _ in range(2):
+        one.step()
+    before = snapshot(model)
+    other = enorm.ENorm(model, every=3)
+    other.load_state_dict(one.state_dict())
+    other.step()
+    assert not torch.equal(before["0.weight"], model.state_dict()["0.weight"])
+    stranger = enorm.ENorm(Net(inputs=3, hidden=(Hidden(out=4),)).build())
+    with pytest.raises(ValueError, match="scales other parameters"):
+        stranger.load_state_dict(one.state_dict())
+
+
+def test_a_replaced_parameter_is_an_error() -> None:
+    """Stepping on would scale one side of a group only, or tensors that nobody reads."""
+
+    def replaced_layer(model: nn.Sequential) -> None:
+        model[-1] = nn.Linear(NET.hidden[-1].out, 7).double()
+
+    def parametrized(model: nn.Sequential) -> None:
+        nn.utils.parametrizations.weight_norm(model[-1])
+
+    def assigned(model: nn.Sequential) -> None:
+        twin = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(twin, assign=True)
+
+    for change in (replaced_layer, parametrized, assigned):
+        model = NET.build()
+        stepper = enorm.ENorm(model)
+        change(model)
+        before = snapshot(model)
+        with pytest.raises(RuntimeError, match="was replaced after this ENorm was built"):
+            stepper.step()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_leaves_the_range_of_the_dtype_is_refused() -> None:
+    """60000 times 5.6 is no float16 number; the model stays as it was."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1000, bias=False))
+    model.half()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 60000)
+    with pytest.raises(ValueError, match=r"'0.weight' would leave the range of float16"):
+        enorm.balance_(model)
+    assert all((parameter == 60000).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("powers", [(20, 34, 38), (-20, -34, -38)])
+def test_no_weight_passes_through_infinity_or_zero(powers: tuple[int, ...]) -> None:
+    """A row's scale alone would take the middle weight out of float32's range and back."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in powers))
+    for parameter, power in zip(model.parameters(), powers, strict=True):
+        nn.init.constant_(parameter, 10.0**power)
+    assert enorm.balance_(model).converged
+    mean = math.prod(10.0 ** (power / 3) for power in powers)
+    for parameter in model.parameters():
+        assert parameter.item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_energy_of_small_exponents() -> None:
+    """``‖W‖_p`` itself is out of float64's range for p = 0.01; its p-th power is a plain sum."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 2.0)
+    assert enorm.energy(model, p=0.01) == pytest.approx(2 * 64**2 * 2**0.01, rel=1e-12)
+    result = enorm.balance_(model, p=0.01)
+    assert result.energy_after == pytest.approx(result.energy_before, rel=1e-12)
+
+
+def test_a_cap_keeps_powers_of_two() -> None:
+    """The bias would overflow, so its unit moves less far, but by a power of two."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(model.get_parameter("0.weight"), 1.0)
+    nn.init.constant_(model.get_parameter("0.bias"), torch.finfo(torch.float32).max / 7)
+    nn.init.constant_(model.get_parameter("2.weight"), 1e6)
+    enorm.balance_(model, power_of_two=True)
+    moved = math.log2(model.get_parameter("0.weight").item())
+    assert moved == 1
+
+
+def test_optimizers_that_are_none() -> None:
+    model = NET.build()
+    with pytest.raises(TypeError, match=r"got Plan; a plan is given as plan="):
+        enorm.ENorm(model, enorm.trace(model))  # type: ignore[arg-type]
+
+
+def test_unknown_optimizer_is_refused() -> None:
+    """Carrying unknown state wrongly would be silent; the message names the optimizer."""
+    model = Net(inputs=2, hidden=(Hidden(out=2),)).build()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match="Adam"):
+        enorm.ENorm(model, optimizer)
+    with pytest.raises(TypeError, match="Adam"):
+        enorm.balance_(model, optimizer=optimizer)
+
+
+def test_attach_runs_after_every_optimizer_step() -> None:
+    """Attached and called by hand give the same weights; removing the handle ends it."""
+    net = Net(inputs=3, hidden=(Hidden(out=4), Hidden(out=4)), seed=8)
+    models = [net.build(), net.build()]
+    for attached, model in zip((True, False), models, strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        stepper = enorm.ENorm(model, optimizer, c=1.2, every=2)
+        handle = stepper.attach() if attached else None
+        for _ in range(4):
+            gradient_steps(model, optimizer, net, 1)
+            if not attached:
+                stepper.step()
+        if handle is not None:
+            with pytest.raises(RuntimeError, match="attached"):
+                stepper.attach()
+            handle.remove()
+            optimizer.zero_grad()
+            before = [parameter.clone() for parameter in model.parameters()]
+            optimizer.step()
+            assert stepper.state_dict()["calls"] == 4
+            assert all(map(torch.equal, before, model.parameters()))
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@given(nets(), P_NORMS, C_FACTORS)
+def test_energy_and_residual_equal_the_oracles(net: Net, p: float, c: float) -> None:
+    """Depth factors, dead units and BatchNorm included; the residual is that of one cycle."""
+    model = net.build()
+    assert enorm.energy(model, p, c) == pytest.approx(oracle.energy(model, p, c), rel=1e-12)
+    _, scales = enorm.reference.cycle(oracle.chain(model), p=p, c=c)
+    largest = max(abs(math.log(d)) for row in scales for d in row)
+    assert enorm.residual(model, p, c) == pytest.approx(largest, rel=1e-9, abs=1e-12)
+    enorm.balance_(model.double(), p=p, c=c, tol=1e-13, max_cycles=20_000)
+    assert enorm.residual(model, p, c) < 1e-11
+
+
+@given(nets(), P_NORMS, st.integers(2, 4))
+def test_several_cycles_per_step(net: Net, p: float, cycles: int) -> None:
+    """They move scale vectors only, and end at the weights of as many steps."""
+    one, other = net.build(), net.build()
+    enorm.ENorm(one, p=p, cycles=cycles).step()
+    stepper = enorm.ENorm(other, p=p)
+    for _ in range(cycles):
+        stepper.step()
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(one), rewrites=cycles + 1)
+    oracle.assert_same(net, f"{cycles} cycles", oracle.chain(one), oracle.chain(other), rtol)

@@ -1,0 +1,66 @@
+"""Float32 sums, float64 sums, logarithms: a step finds out which of them holds its masses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import enorm
+from properties import oracle, tolerances
+from properties.oracle import chain
+from properties.specs import Hidden, Net
+
+
+def test_extreme_scales_equal_the_reference() -> None:
+    """Sums of 1e±60 are out of float32's range, products of scales nearly out of float64's."""
+    net = Net(
+        inputs=4,
+        hidden=tuple(Hidden(out=5, bias=False, dead_in=(1,), dead_out=(3,)) for _ in range(3)),
+        decades=30,
+        dtype="float32",
+        seed=2,
+    )
+    for p in (0.5, 2.0, 7.0):
+        model = net.build()
+        expected, _ = enorm.reference.cycle(chain(model), p=p, c=1.2)
+        stepper = enorm.ENorm(model, p=p, c=1.2)
+        stepper.step()
+        assert stepper.nonfinite == 0
+        rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
+        oracle.assert_same(net, f"p = {p}", chain(model), expected, rtol)
+
+
+def test_a_scale_that_vanishes_beside_another_is_not_lost() -> None:
+    """One row reads two units whose scales differ by 1e23 and whose shares of its norm are equal.
+
+    No sum leaves float32's range here; the smaller of the two factors does.
+    """
+    model = nn.Sequential(
+        *(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)),
+        *(nn.ReLU(), nn.Linear(1, 1, bias=False)),
+    )
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([[3e-9], [1e10]]))
+        model.get_parameter("2.weight").copy_(torch.tensor([[3e13, 4e-14]]))
+    expected, _ = enorm.reference.cycle(chain(model))
+    enorm.ENorm(model).step()
+    for layer, known in zip(chain(model), expected, strict=True):
+        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-6, atol=0)
+
+
+def test_two_batchnorms_of_one_width_do_not_share_memory() -> None:
+    """The range check of the first one's squares must not look at those of the second."""
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
+        *(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3), nn.ReLU()),
+        nn.Conv1d(3, 2, 1),
+    )
+    with torch.no_grad():
+        model.get_parameter("1.weight")[0] = 1e-25
+    expected, _ = enorm.reference.cycle(chain(model))
+    enorm.ENorm(model).step()
+    for layer, known in zip(chain(model), expected, strict=True):
+        torch.testing.assert_close(layer.weight.double(), known.weight, rtol=1e-5, atol=1e-6)
+    gamma = model.get_parameter("1.weight")[0].item()
+    assert expected[0].gamma is not None
+    assert abs(gamma / expected[0].gamma[0].item() - 1) < 1e-5

@@ -1,0 +1,1 @@
+"""Implementations of ENorm as the suite wants to meet them, one module each."""

@@ -1,0 +1,107 @@
+"""What a run of the suite says of an implementation: known failures, and a report of outcomes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from properties.implementation import current
+
+KNOWN_FAILURES = Path(__file__).with_name("known_failures.toml")
+_OUTCOMES = pytest.StashKey[dict[str, str]]()
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A property that an implementation is known not to have.
+
+    Attributes:
+        implementation: its name.
+        property: file and function, ``test_edges.py::test_dead_units_are_left_alone``.
+        reason: what it does instead.
+        link: where that can be read.
+        deterministic: whether the property fails in every run, so that a pass is an error.
+    """
+
+    implementation: str
+    property: str
+    reason: str
+    link: str
+    deterministic: bool = True
+
+
+def known_failures() -> list[KnownFailure]:
+    """All entries of the file, for whatever implementation."""
+    return [KnownFailure(**entry) for entry in tomllib.loads(KNOWN_FAILURES.read_text())["failure"]]
+
+
+def property_of(item: pytest.Item) -> str:
+    """File and function of a test, without parameters."""
+    return f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark known failures; an entry that matches no property of a whole run is an error."""
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    entries = [entry for entry in known_failures() if entry.implementation == current().name]
+    for entry in entries:
+        found = [item for item in here if property_of(item) == entry.property]
+        for item in found:
+            reason = f"known failure: {entry.reason} ({entry.link})"
+            item.add_marker(pytest.mark.xfail(strict=entry.deterministic, reason=reason))
+        file = entry.property.split("::")[0]
+        whole = any(item.path.name == file for item in here) and not (
+            config.option.keyword or any("::" in argument for argument in config.args)
+        )
+        if whole and not found:
+            raise pytest.UsageError(
+                f"{KNOWN_FAILURES.name}: no property is called {entry.property}; correct the entry"
+            )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """No outcome yet."""
+    session.config.stash[_OUTCOMES] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Collect the outcome per property; the worst of its parameters counts."""
+    report = yield
+    if report.when == "call" or report.skipped or report.failed:
+        outcome: str = report.outcome
+        if report.skipped:
+            outcome = "known failure" if hasattr(report, "wasxfail") else "not applicable"
+        outcomes = item.config.stash[_OUTCOMES]
+        order = ["not applicable", "passed", "known failure", "failed"]
+        name = property_of(item)
+        outcomes[name] = max(outcome, outcomes.get(name, outcome), key=order.index)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many properties apply."""
+    outcomes = list(terminalreporter.config.stash[_OUTCOMES].values())
+    if outcomes:
+        counts = {name: outcomes.count(name) for name in dict.fromkeys(outcomes)}
+        text = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        terminalreporter.write_line(f"{current().name}: {len(outcomes)} properties, {text}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The report, where one was asked for."""
+    if (target := session.config.getoption("enorm_report")) is not None:
+        content = {
+            "implementation": current().name,
+            "version": current().version,
+            "capabilities": asdict(current().capabilities),
+            "outcomes": session.config.stash[_OUTCOMES],
+        }
+        Path(target).write_text(json.dumps(content, indent=1) + "\n")

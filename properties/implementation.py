@@ -1,0 +1,148 @@
+"""The implementation under test, and what it declares to be able to do.
+
+A suite runs against one implementation, chosen by ``--enorm-impl=MODULE:ATTRIBUTE`` or the
+environment variable ``ENORM_IMPL``. The attribute is a function ``load(path)`` that returns an
+:class:`Implementation`; ``path`` is what ``--enorm-impl-path`` (``ENORM_IMPL_PATH``) gave, or None.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pytest
+from torch import nn
+from torch.optim import Optimizer
+
+Order = Literal["cyclic", "jacobi"]
+Rule = Literal["affine", "ignore"]
+
+DEFAULT = "properties.adapters.ours:load"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an implementation declares; a property beyond it is not applicable.
+
+    What is declared and fails is a failure. What no capability stands for, such as leaving dead
+    units alone, every implementation has to do.
+
+    Attributes:
+        p: exponents of the norm that it takes, or None for every positive number.
+        c: whether it takes a depth factor other than 1.
+        orders: of the updates within a cycle that it can be asked for: one after the other, or all
+            from the same weights.
+        last_pair: whether it balances the last weight too.
+        biases: whether it scales the biases of hidden layers.
+        convolution: numbers of axes of convolutions without Linear layers behind them.
+        mixed: convolutions with Linear layers behind a flatten.
+        batchnorm: rules that it can follow: ``affine`` keeps the function, ``ignore`` does not.
+        momentum: whether it carries the momentum of SGD.
+        dtypes: names of the parameters' dtypes that it takes.
+        solvers: of its own way to the minimum; empty if it has cycles only.
+        power_of_two: whether its solvers can be restricted to scales 2^n.
+    """
+
+    p: tuple[float, ...] | None = None
+    c: bool = True
+    orders: tuple[Order, ...] = ("cyclic",)
+    last_pair: bool = True
+    biases: bool = True
+    convolution: tuple[int, ...] = (1, 2, 3)
+    mixed: bool = True
+    batchnorm: tuple[Rule, ...] = ()
+    momentum: bool = False
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    solvers: tuple[str, ...] = ()
+    power_of_two: bool = False
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """What an implementation's own solver tells."""
+
+    cycles: int
+    converged: bool
+
+
+class Implementation(Protocol):
+    """What the suite needs of an implementation.
+
+    Models are ``nn.Sequential`` chains of :class:`properties.specs.Net`, in eval mode; they are
+    changed in place.
+    """
+
+    name: str
+    version: str
+    capabilities: Capabilities
+
+    def stepper(
+        self,
+        model: nn.Sequential,
+        optimizer: Optimizer | None,
+        *,
+        p: float,
+        c: float,
+        order: Order,
+        batchnorm: Rule,
+    ) -> Callable[[], None]:
+        """A function that applies one cycle each time it is called."""
+
+    def balance(
+        self,
+        model: nn.Sequential,
+        *,
+        p: float,
+        c: float,
+        solver: str,
+        tol: float,
+        max_cycles: int,
+        power_of_two: bool,
+    ) -> Balanced:
+        """Rescale to the minimum; called only for declared solvers, ``batchnorm="affine"``."""
+
+
+@cache
+def current() -> Implementation:
+    """The implementation under test.
+
+    Raises:
+        pytest.UsageError: it cannot be loaded; the message says why.
+    """
+    target = os.environ.get("ENORM_IMPL") or DEFAULT
+    path = os.environ.get("ENORM_IMPL_PATH")
+    module, _, attribute = target.partition(":")
+    try:
+        load: Any = getattr(importlib.import_module(module), attribute)
+        found: Implementation = load(Path(path) if path else None)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise pytest.UsageError(f"--enorm-impl={target} cannot be loaded: {error}") from error
+    return found
+
+
+def requires(**needs: Any) -> pytest.MarkDecorator:
+    """Mark a property as applicable only where capabilities contain ``needs``.
+
+    A need is the value of a capability, one of its elements where it is a tuple, or ``...`` for
+    anything but nothing.
+    """
+    capabilities = current().capabilities
+    known = {field.name for field in fields(Capabilities)}
+    missing = []
+    for name, need in needs.items():
+        assert name in known, f"{name} is no capability"
+        have = getattr(capabilities, name)
+        met = bool(have) if need is ... else have == need
+        if isinstance(have, tuple) and need is not ...:
+            met = need in have
+        if name == "p" and have is None:
+            met = True
+        if not met:
+            missing.append(name if need in (..., True) else f"{name}={need}")
+    reason = f"not applicable: {current().name} does not declare {', '.join(missing)}"
+    return pytest.mark.skipif(bool(missing), reason=reason)

@@ -1,0 +1,110 @@
+"""What the suite holds an implementation against: Algorithm 1 in plain loops, and its energy.
+
+Where the implementation declares to leave out the last pair, so does the oracle: the last weight
+then takes no part.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+import enorm
+from enorm.reference import ChainLayer
+from properties.implementation import Order, Rule, current
+from properties.specs import Net, weighted
+
+
+def chain(model: nn.Sequential, batchnorm: Rule = "affine") -> list[ChainLayer]:
+    """The model's layers as the reference takes them; under ``ignore`` without BatchNorm."""
+    affine = batchnorm == "affine"
+    return [
+        ChainLayer(
+            weight=layer.weight.detach().double(),
+            bias=None if layer.bias is None else layer.bias.detach().double(),
+            gamma=norm.weight.detach().double() if affine and norm is not None else None,
+            beta=norm.bias.detach().double() if affine and norm is not None else None,
+        )
+        for layer, norm in weighted(model)
+    ]
+
+
+def balanced_part(layers: list[ChainLayer]) -> list[ChainLayer]:
+    """All layers, or all but the last where the implementation leaves out the last pair."""
+    return layers if current().capabilities.last_pair else layers[:-1]
+
+
+def cycle(layers: list[ChainLayer], p: float, c: float, order: Order) -> list[ChainLayer]:
+    """One cycle of Algorithm 1."""
+    part = balanced_part(layers)
+    after, _ = enorm.reference.cycle(part, p=p, c=c, order=order)
+    return [*after, *layers[len(part) :]]
+
+
+def energy(model: nn.Sequential, p: float, c: float, batchnorm: Rule = "affine") -> float:
+    """``Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over the layers that are balanced, in plain loops."""
+    return enorm.reference.energy(balanced_part(chain(model, batchnorm)), p=p, c=c)
+
+
+def residual(model: nn.Sequential, p: float, c: float, batchnorm: Rule = "affine") -> float:
+    """The largest ``|log d|`` that one more cycle would apply."""
+    part = balanced_part(chain(model, batchnorm))
+    _, scales = enorm.reference.cycle(part, p=p, c=c, order="jacobi")
+    return max(
+        (abs(torch.tensor(d, dtype=torch.float64).log().item()) for row in scales for d in row),
+        default=0.0,
+    )
+
+
+def settle(
+    net: Net, model: nn.Sequential, p: float, c: float, order: Order, tol: float = 1e-11
+) -> None:
+    """Cycles of the implementation until one more would move no scale by more than ``tol``."""
+    step = current().stepper(model, None, p=p, c=c, order=order, batchnorm="affine")
+    for _ in range(400):
+        now = residual(model, p, c)
+        if now <= tol:
+            return
+        for _ in range(10):
+            step()
+    raise AssertionError(failure(net, "residual after 4000 cycles", now, tol))
+
+
+def fan_in(model: nn.Module) -> int:
+    """Sum over all groups of the number of terms in their norms, at most all weights twice."""
+    return sum(2 * parameter[0].numel() for parameter in model.parameters() if parameter.dim() > 1)
+
+
+def assert_same(
+    net: Net, what: str, found: list[ChainLayer], expected: list[ChainLayer], rtol: float
+) -> None:
+    """Fail unless all weights agree within ``rtol``, and what underflows within one normal."""
+    tiny = torch.finfo(net.torch_dtype).smallest_normal
+    for k, (one, other) in enumerate(zip(found, expected, strict=True), start=1):
+        for name in ("weight", "bias", "gamma", "beta"):
+            mine: Tensor | None = getattr(one, name)
+            theirs: Tensor | None = getattr(other, name)
+            assert (mine is None) == (theirs is None), f"layer {k} has one {name} only"
+            if mine is None or theirs is None:
+                continue
+            error = (mine - theirs).abs() / (theirs.abs() + tiny / rtol)
+            worst = error.nan_to_num(torch.inf).max().item()
+            text = f"{what}: relative error, layer {k} {name}"
+            assert worst <= rtol, failure(net, text, worst, rtol)
+
+
+def failure(net: Net, what: str, measured: float, bound: float) -> str:
+    """All that is needed to see a failure again."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
+    profile = os.environ.get("HYPOTHESIS_PROFILE")
+    setting = f"HYPOTHESIS_PROFILE={profile} " if profile else ""
+    chosen = os.environ.get("ENORM_IMPL")
+    options = f" --enorm-impl={chosen}" if chosen else ""
+    return (
+        f"{what}: {measured:.6g}, bound {bound:.6g}\n"
+        f"implementation: {current().name} {current().version}, {net.dtype} on cpu\n"
+        f"network: {net!r}\n"
+        f"replay: {setting}pytest '{test}'{options}"
+    )
