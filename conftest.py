@@ -16,6 +16,10 @@ _COMMON = settings(
 )
 settings.register_profile("dev", _COMMON, max_examples=20)
 settings.register_profile("ci", _COMMON, max_examples=60, derandomize=True)
+# The same examples as ci, for planted bugs: that one fails is all there is to know.
+settings.register_profile(
+    "ci-unshrunk", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
+)
 settings.register_profile("nightly", _COMMON, max_examples=2000)
 settings.register_profile(
     "debug", _COMMON, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate]

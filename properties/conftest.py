@@ -75,7 +75,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Collect the outcome per property; the worst of its parameters counts."""
     report = yield
-    if report.when == "call" or report.skipped or report.failed:
+    in_suite = item.path.parent == Path(__file__).parent
+    if in_suite and (report.when == "call" or report.skipped or report.failed):
         outcome: str = report.outcome
         if report.skipped:
             outcome = "known failure" if hasattr(report, "wasxfail") else "not applicable"
