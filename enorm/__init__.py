@@ -17,9 +17,10 @@ from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
 from enorm._graph import UnsupportedModel
 from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip
+from enorm._rounding import error_bound
 from enorm._stepper import ENorm
 from enorm._trace import trace
-from enorm._verify import Verification, error_bound, verify
+from enorm._verify import Verification, verify
 
 __version__ = "0.1.0"
 

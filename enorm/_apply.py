@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch import Tensor, optim
+from torch.optim import Optimizer
 
 from enorm._plan import Plan
 
-# With W' = d W the gradient with respect to W' is 1/d of that with respect to W, and so is every
-# buffer that is linear in gradients. Powers of d by optimiser and buffer.
-_STATE_POWERS: dict[type[Optimizer], dict[str, int]] = {SGD: {"momentum_buffer": -1}}
+_MOMENTS = {"exp_avg": -1, "exp_avg_sq": -2}
+
+# With W' = d W the gradient with respect to W' is 1/d of that with respect to W. Powers of d by
+# optimiser and buffer: −1 where it is linear in gradients, −2 where quadratic; what does not stand
+# here, such as RMSprop's momentum of normalised gradients, does not depend on d.
+_STATE_POWERS: dict[type[Optimizer], dict[str, int]] = {
+    optim.SGD: {"momentum_buffer": -1},
+    optim.Adam: {**_MOMENTS, "max_exp_avg_sq": -2},
+    optim.AdamW: {**_MOMENTS, "max_exp_avg_sq": -2},
+    optim.NAdam: _MOMENTS,
+    optim.RAdam: _MOMENTS,
+    optim.Adamax: {"exp_avg": -1, "exp_inf": -1},
+    optim.RMSprop: {"square_avg": -2, "grad_avg": -1},
+    optim.Rprop: {"prev": -1},
+    optim.Adagrad: {"sum": -2},
+    optim.Adadelta: {"square_avg": -2},
+}
+if hasattr(optim, "Muon"):  # torch 2.9 brought it
+    _STATE_POWERS[optim.Muon] = {"momentum_buffer": -1}
 
 # Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
 _NARROW = 24.0
@@ -67,13 +84,13 @@ def write_(
             digits: at most 2^-125 each.
     """
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
-    narrow = (
-        moderate and z[0].device.type == "cpu" and bool(torch.cat(list(z)).abs().amax() <= _NARROW)
-    )
+    on_cpu = z[0].device.type == "cpu"
+    widest = torch.cat(list(z)).abs().amax().item() if moderate and on_cpu else math.inf
     for target in _targets(plan):
         parameter = tensors[target.name]
         scaled = [(parameter, 1), *_state(parameter, optimizer)]
         for tensor, power in scaled:
+            narrow = abs(power) * widest <= _NARROW
             if narrow and tensor.dtype in (torch.float32, torch.float64):
                 _scale_narrow_(tensor, target, z, power)
             else:
@@ -111,7 +128,7 @@ def _targets(plan: Plan) -> list[_Target]:
 def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Tensor, int]]:
     if optimizer is not None and parameter in optimizer.state:
         for key, power in _STATE_POWERS[type(optimizer)].items():
-            # SGD without momentum keeps None.
+            # SGD without momentum keeps None, and what an option switches off is not there.
             if (buffer := optimizer.state[parameter].get(key)) is not None:
                 yield buffer, power
 

@@ -80,7 +80,8 @@ def balance_(
             ``"ignore"`` is the published rule, which does not keep it.
         power_of_two: use scales 2^n only, so that outputs stay equal bit for bit (barring
             overflow and underflow); always unrelaxed.
-        optimizer: an SGD whose momentum goes along.
+        optimizer: its state goes along; SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop,
+            Adagrad, Adadelta or Muon of ``torch.optim``.
 
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another

@@ -29,7 +29,10 @@ class ENorm:
 
     Args:
         model: the network.
-        optimizer: a ``torch.optim.SGD``; its momentum goes with ``1/d``. None carries no state.
+        optimizer: SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop, Adagrad, Adadelta or Muon
+            of ``torch.optim``. State linear in gradients goes with ``1/d``, quadratic with
+            ``1/d²``: it becomes the state that the same gradients leave on the rescaled network
+            (exactly so for eps = 0 and no coupled weight decay). None carries no state.
         plan: from :func:`enorm.trace` on this model; None traces.
         p: exponent of the norm, finite and positive.
         c: depth factor, positive.

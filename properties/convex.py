@@ -7,6 +7,7 @@ the rows in front of a BatchNorm, whose weight is one more diagonal term.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,32 @@ class ConvexEnergy:
         return self.coefficients * np.exp(self.p * (self.incidence @ z))
 
 
+@dataclass(frozen=True)
+class Term:
+    """Masses of one weight, ``(rows, columns)``, and where their scales stand in z, if anywhere."""
+
+    factor: float
+    masses: Array
+    rows: int | None
+    columns: int | None
+
+
+def from_terms(terms: Sequence[Term], size: int, p: float) -> ConvexEnergy:
+    """The energy ``Σ factor · masses[i, j] · exp(p (z[rows + i] − z[columns + j]))``."""
+    coefficients: list[float] = []
+    incidences: list[Array] = []
+    for term in terms:
+        for i, j in np.ndindex(*term.masses.shape):
+            incidence = np.zeros(size)
+            if term.rows is not None:
+                incidence[term.rows + i] += 1
+            if term.columns is not None:
+                incidence[term.columns + j] -= 1
+            coefficients.append(term.factor * float(term.masses[i, j]))
+            incidences.append(incidence)
+    return ConvexEnergy(np.array(coefficients), np.array(incidences), p)
+
+
 def convex_energy(model: nn.Sequential, p: float, c: float) -> ConvexEnergy:
     """The energy of a chain of :mod:`properties.specs` under ``batchnorm="affine"``.
 
@@ -68,30 +95,15 @@ def convex_energy(model: nn.Sequential, p: float, c: float) -> ConvexEnergy:
         layers = layers[:-1]
     q = len(layers)
     offsets = np.cumsum([0] + [len(layer.weight) for layer, _ in layers[:-1]])
-    coefficients: list[float] = []
-    rows: list[Array] = []
-
-    def add(mass: float, up: int | None, down: int | None) -> None:
-        incidence = np.zeros(offsets[-1])
-        if up is not None:
-            incidence[up] += 1
-        if down is not None:
-            incidence[down] -= 1
-        coefficients.append(mass)
-        rows.append(incidence)
-
+    terms = []
     for k, (layer, norm) in enumerate(layers, start=1):
         factor = c ** (p * (q - k))
         weight = np.abs(layer.weight.detach().double().numpy()) ** p
-        hidden = k < q
-        units = len(weight)
         before = len(layers[k - 2][0].weight) if k > 1 else 1
-        masses = weight.reshape(units, before, -1).sum(2)
-        for i in range(units):
-            up = offsets[k - 1] + i if hidden and norm is None else None
-            for j in range(before):
-                add(factor * masses[i, j], up, offsets[k - 2] + j if k > 1 else None)
-            if norm is not None and hidden:
-                gamma = abs(norm.weight[i].item()) ** p
-                add(factor * gamma, offsets[k - 1] + i, None)
-    return ConvexEnergy(np.array(coefficients), np.array(rows), p)
+        masses = weight.reshape(len(weight), before, -1).sum(2)
+        rows = int(offsets[k - 1]) if k < q and norm is None else None
+        terms.append(Term(factor, masses, rows, int(offsets[k - 2]) if k > 1 else None))
+        if norm is not None and k < q:
+            gamma = np.abs(norm.weight.detach().double().numpy()) ** p
+            terms.append(Term(factor, gamma[:, None], int(offsets[k - 1]), None))
+    return from_terms(terms, int(offsets[-1]), p)

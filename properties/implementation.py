@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,8 @@ class Capabilities:
         convolution: numbers of axes of convolutions without Linear layers behind them.
         mixed: convolutions with Linear layers behind a flatten.
         batchnorm: rules that it can follow: ``affine`` keeps the function, ``ignore`` does not.
-        momentum: whether it carries the momentum of SGD.
+        momentum: optimizers of ``torch.optim`` whose state it carries, by name; SGD's is momentum.
+        group_updates: whether it can be asked for one group at a time.
         dtypes: names of the parameters' dtypes that it takes.
         solvers: of its own way to the minimum; empty if it has cycles only.
         power_of_two: whether its solvers can be restricted to scales 2^n.
@@ -56,7 +57,8 @@ class Capabilities:
     convolution: tuple[int, ...] = (1, 2, 3)
     mixed: bool = True
     batchnorm: tuple[Rule, ...] = ()
-    momentum: bool = False
+    momentum: tuple[str, ...] = ()
+    group_updates: bool = False
     dtypes: tuple[str, ...] = ("float64", "float32")
     solvers: tuple[str, ...] = ()
     power_of_two: bool = False
@@ -92,6 +94,11 @@ class Implementation(Protocol):
         batchnorm: Rule,
     ) -> Callable[[], None]:
         """A function that applies one cycle each time it is called."""
+
+    def updates(
+        self, model: nn.Sequential, *, p: float, c: float, batchnorm: Rule
+    ) -> Iterator[None]:
+        """One cycle, pausing after the update of each group; called only if declared."""
 
     def balance(
         self,

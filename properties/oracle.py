@@ -6,9 +6,13 @@ then takes no part.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import enorm
@@ -56,6 +60,49 @@ def residual(model: nn.Sequential, p: float, c: float, batchnorm: Rule = "affine
         (abs(torch.tensor(d, dtype=torch.float64).log().item()) for row in scales for d in row),
         default=0.0,
     )
+
+
+def log_scales(before: nn.Sequential, after: nn.Sequential) -> NDArray[np.float64]:
+    """``log d`` of every hidden unit, read off the largest entry of its producer.
+
+    An entry ``W[i, j]`` has been multiplied by ``d_k[i]`` and divided by the scale of the unit in
+    front of column j.
+    """
+    found: list[list[float]] = []
+    groups = len(balanced_part(chain(before))) - 1
+    pairs = zip(weighted(before)[:groups], weighted(after)[:groups], strict=True)
+    for (old, old_norm), (new, new_norm) in pairs:
+        in_front = [0.0] if old_norm is not None or not found else found[-1]
+        rows = (old if old_norm is None else old_norm).weight.detach()
+        moved = (new if new_norm is None else new_norm).weight.detach()
+        found.append([])
+        for row, scaled in zip(rows, moved, strict=True):
+            top = int(row.abs().flatten().argmax())
+            ratio = float(scaled.flatten()[top] / row.flatten()[top])
+            # Columns of one unit stand side by side, kernel positions included.
+            unit = top * len(in_front) // row.numel()
+            found[-1].append(math.log(ratio) + in_front[unit])
+    return np.array([z for layer in found for z in layer])
+
+
+def units(model: nn.Sequential) -> int:
+    """How many hidden units have a scale."""
+    return sum(len(layer.weight) for layer in balanced_part(chain(model))[:-1])
+
+
+def rescale_(model: nn.Sequential, z: NDArray[np.float64]) -> None:
+    """Multiply hidden unit by hidden unit by ``exp(z)``, and undo it behind."""
+    layers = weighted(model)[: len(balanced_part(chain(model)))]
+    left = torch.from_numpy(z).exp()
+    with torch.no_grad():
+        for (producer, norm), (consumer, _) in itertools.pairwise(layers):
+            d, left = left[: len(producer.weight)], left[len(producer.weight) :]
+            made = producer if norm is None else norm
+            made.weight.mul_(d.view(-1, *[1] * (made.weight.dim() - 1)))
+            if made.bias is not None:
+                made.bias.mul_(d)
+            columns = d.repeat_interleave(consumer.weight.shape[1] // len(d))
+            consumer.weight.div_(columns.view(-1, *[1] * (consumer.weight.dim() - 2)))
 
 
 def settle(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -22,8 +22,19 @@ _POOLS = {
 }
 
 
-@dataclass(frozen=True)
-class Hidden:
+class _Brief:
+    """A dataclass whose repr leaves out what has its default value."""
+
+    def __repr__(self) -> str:
+        own = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        text = ", ".join(
+            f"{field.name}={value!r}" for field, value in own if value != field.default
+        )
+        return f"{type(self).__name__}({text})"
+
+
+@dataclass(frozen=True, repr=False)
+class Hidden(_Brief):
     """One hidden layer and what follows it.
 
     Attributes:
@@ -53,8 +64,8 @@ class Hidden:
     dead_out: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Net:
+@dataclass(frozen=True, repr=False)
+class Net(_Brief):
     """A chain: hidden layers (convolutions first), then a Linear or a convolution to the outputs.
 
     Attributes:
@@ -64,7 +75,9 @@ class Net:
         positions: input positions along each axis of a convolution.
         axes: number of those axes; 0 for a network of Linear layers.
         head: last layer, "conv" only behind convolutions.
+        head_bias: whether that layer has a bias.
         decades: each unit's incoming weights are scaled by ``10^u``, u uniform on ±decades.
+        input_scale: of the inputs: 1 for normalized images, 255 for raw pixels.
         dtype: name of the parameters' dtype.
         seed: of all weights and inputs.
     """
@@ -75,7 +88,9 @@ class Net:
     positions: int = 6
     axes: int = 0
     head: Literal["linear", "conv"] = "linear"
+    head_bias: bool = True
     decades: float = 0.0
+    input_scale: float = 1.0
     dtype: str = "float64"
     seed: int = 0
 
@@ -120,12 +135,12 @@ class Net:
                 positions //= 2
             inputs = layer.out
         if self.head == "conv":
-            modules.append(_CONVOLUTIONS[self.axes](inputs, self.outputs, 1))
+            modules.append(_CONVOLUTIONS[self.axes](inputs, self.outputs, 1, bias=self.head_bias))
         else:
             if spatial:
                 modules.append(nn.Flatten())
                 inputs *= positions**self.axes
-            modules.append(nn.Linear(inputs, self.outputs))
+            modules.append(nn.Linear(inputs, self.outputs, bias=self.head_bias))
         model = nn.Sequential(*modules)
         with torch.no_grad():
             for module in model:
@@ -133,11 +148,12 @@ class Net:
             self._kill(model)
         return model.to(self.torch_dtype).eval()
 
-    def draw_inputs(self, batch: int = 4) -> Tensor:
-        """``(batch, inputs)`` or ``(batch, inputs, *positions)``, standard normal."""
+    def draw_inputs(self, batch: int = 8) -> Tensor:
+        """``(batch, inputs)`` or ``(batch, inputs, *positions)``, normal times ``input_scale``."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         shape = (batch, self.inputs, *[self.positions] * self.axes)
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.torch_dtype)
+        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return (self.input_scale * normal).to(self.torch_dtype)
 
     def _fill(self, module: nn.Module, generator: torch.Generator) -> None:
         def normal(tensor: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ def nets(
         axes=axes,
         head=head,
         decades=draw(st.sampled_from([0.0, limit / 4, limit])),
+        input_scale=draw(st.sampled_from([1.0, 1.0, 255.0, 1e-3])),
         dtype=dtype,
         seed=draw(SEEDS),
     )

@@ -29,6 +29,25 @@ def test_energy_never_rises_over_cycles(net: Net, p: float, c: float, order: Ord
         assert now <= bound, oracle.failure(net, text, now, bound)
 
 
+@requires(group_updates=True)
+@given(nets(), P_NORMS, C_FACTORS)
+def test_energy_never_rises_at_any_group_update(net: Net, p: float, c: float) -> None:
+    """Each group is an exact minimisation of its own; together they are one cycle."""
+    model, whole = net.build(), net.build()
+    rise = tolerances.energy(net.torch_dtype, p)
+    now = oracle.energy(model, p, c)
+    groups = 0
+    for _ in current().updates(model, p=p, c=c, batchnorm="affine"):
+        then, now = now, oracle.energy(model, p, c)
+        text = f"energy after group {groups}, {then:.17g} before it"
+        assert now <= then * (1 + rise), oracle.failure(net, text, now, then * (1 + rise))
+        groups += 1
+    assert groups == len(oracle.balanced_part(oracle.chain(model))) - 1
+    current().stepper(whole, None, p=p, c=c, order="cyclic", batchnorm="affine")()
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model), rewrites=2)
+    oracle.assert_same(net, "group by group", oracle.chain(model), oracle.chain(whole), rtol)
+
+
 @requires(solvers=...)
 @given(nets(), P_NORMS, C_FACTORS, SOLVERS, st.integers(1, 9))
 def test_stopping_early_never_raises_the_energy(

@@ -34,13 +34,17 @@ def largest_activation(model: nn.Module, inputs: torch.Tensor) -> float:
     return max(found)
 
 
-def assert_kept(net: Net, before: nn.Module, after: nn.Module, rewrites: int) -> None:
+def assert_kept(
+    net: Net, before: nn.Module, after: nn.Module, rewrites: int, training: bool = False
+) -> None:
     """Fail unless the function of ``after`` is that of ``before``, within what rounding may do."""
     inputs = net.draw_inputs()
     limit = torch.finfo(net.torch_dtype).max / 4
     # What overflows in its own dtype has no function to keep; half precision comes near that.
     assume(max(largest_activation(model, inputs) for model in (before, after)) < limit)
-    found = enorm.verify(before, after, inputs, rewrites=rewrites)
+    found = enorm.verify(before, after, inputs, rewrites=rewrites, training=training)
+    # A batch may vary so little that its statistics are rounding alone; then nothing is promised.
+    assume(not (training and "varies less than rounding" in (found.reason or "")))
     assert found.ratio is not None, found.reason
     assert found.bound is not None
     assert found.ok, oracle.failure(net, "error of the function", found.error, found.bound)
@@ -106,14 +110,14 @@ def balance_by_powers_of_two(model: nn.Sequential, p: float, c: float) -> None:
     current().balance(model, p=p, c=c, solver=solver, tol=1e-8, max_cycles=1000, power_of_two=True)
 
 
-@given(nets(dtypes=WIDE_DTYPES, dead=False, batchnorm=False), C_FACTORS, ORDERS)
+@given(nets(dtypes=ALL_DTYPES, dead=False), C_FACTORS, ORDERS)
 def test_train_mode_is_kept_too(net: Net, c: float, order: Order) -> None:
-    """A model in train mode stays in it, and computes what it computed."""
+    """A model in train mode stays in it, and computes what it computed from the same batch."""
     model = net.build().train()
     before = copy.deepcopy(model)
     current().stepper(model, None, p=2.0, c=c, order=order, batchnorm="affine")()
     assert all(module.training for module in model.modules())
-    assert_kept(net, before, model, rewrites=1)
+    assert_kept(net, before, model, rewrites=1, training=True)
 
 
 @requires(batchnorm="ignore")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,35 +14,12 @@ from torch import nn
 from properties import oracle
 from properties.convex import convex_energy
 from properties.implementation import Order, current, requires
-from properties.specs import Hidden, Net, weighted
+from properties.specs import Hidden, Net
 from properties.strategies import C_FACTORS, ORDERS, SEEDS, SOLVERS, exponents, nets
 
 # Exponents for which scipy's problem stays well scaled.
 P_NORMS = exponents(2.0, 1.0, 3.0)
 LIVE = nets(dtypes=st.just("float64"), dead=False, max_decades=1.0, max_hidden=4)
-
-
-def log_scales(before: nn.Sequential, after: nn.Sequential) -> np.ndarray:
-    """``log d`` of every hidden unit, read off the largest entry of its producer.
-
-    An entry ``W[i, j]`` has been multiplied by ``d_k[i]`` and divided by the scale of the unit in
-    front of column j.
-    """
-    found: list[list[float]] = []
-    groups = len(oracle.balanced_part(oracle.chain(before))) - 1
-    pairs = zip(weighted(before)[:groups], weighted(after)[:groups], strict=True)
-    for (old, old_norm), (new, new_norm) in pairs:
-        in_front = [0.0] if old_norm is not None or not found else found[-1]
-        rows = (old if old_norm is None else old_norm).weight.detach()
-        moved = (new if new_norm is None else new_norm).weight.detach()
-        found.append([])
-        for row, scaled in zip(rows, moved, strict=True):
-            top = int(row.abs().flatten().argmax())
-            ratio = float(scaled.flatten()[top] / row.flatten()[top])
-            # Columns of one unit stand side by side, kernel positions included.
-            unit = top * len(in_front) // row.numel()
-            found[-1].append(math.log(ratio) + in_front[unit])
-    return np.array([z for layer in found for z in layer])
 
 
 def assert_at_minimum(
@@ -58,7 +33,7 @@ def assert_at_minimum(
     energy = oracle.energy(model, p, c)
     assert energy == pytest.approx(lowest, rel=1e-10), oracle.failure(net, "energy", energy, lowest)
     # Along its softest direction the energy E + λ/2 δ² hides a δ of sqrt(2 ε E / λ) from scipy.
-    ours = log_scales(before, model)
+    ours = oracle.log_scales(before, model)
     softest = np.linalg.eigvalsh(problem.hessian(ours))[0]
     gradient = np.abs(problem.gradient(ours)).max()
     assert gradient <= 1e-8 * lowest * p, oracle.failure(
@@ -96,33 +71,15 @@ def test_solvers_end_at_scipys_minimum(net: Net, p: float, c: float, solver: str
 @given(LIVE, P_NORMS, C_FACTORS, ORDERS, SEEDS)
 def test_many_starts_one_minimum(net: Net, p: float, c: float, order: Order, seed: int) -> None:
     """Networks that differ by a rescaling of their balanced part settle at the same weights."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     reference = net.build()
     oracle.settle(net, reference, p, c, order, tol=1e-12)
     for _ in range(3):
         start = net.build()
-        rescale_(start, generator, decades=2)
+        oracle.rescale_(start, generator.uniform(-1, 1, oracle.units(start)) * 2 * math.log(10))
         oracle.settle(net, start, p, c, order, tol=1e-12)
         # A residual of 1e-12 per cycle leaves an error of 1e-12 / (1 − cos(π/q)) in log d.
         oracle.assert_same(net, "another start", oracle.chain(start), oracle.chain(reference), 1e-9)
-
-
-def rescale_(model: nn.Sequential, generator: torch.Generator, decades: float) -> None:
-    """Multiply every hidden unit by its own ``10^u``, u uniform on ±decades, and undo it behind."""
-    layers = weighted(model)
-    with torch.no_grad():
-        part = layers if current().capabilities.last_pair else layers[:-1]
-        for (producer, norm), (consumer, _) in itertools.pairwise(part):
-            units = len(producer.weight)
-            uniform = torch.rand(units, generator=generator, dtype=torch.float64)
-            d = 10 ** (decades * (2 * uniform - 1))
-            made = producer if norm is None else norm
-            made.weight.mul_(d.view(-1, *[1] * (made.weight.dim() - 1)))
-            if made.bias is not None:
-                made.bias.mul_(d)
-            block = consumer.weight.shape[1] // units
-            columns = d.repeat_interleave(block)
-            consumer.weight.div_(columns.view(-1, *[1] * (consumer.weight.dim() - 2)))
 
 
 @given(LIVE, P_NORMS, C_FACTORS, ORDERS)
@@ -135,29 +92,6 @@ def test_nothing_moves_at_the_minimum(net: Net, p: float, c: float, order: Order
     # A scale of 1 ± 1e-13 on each side, and the rounding of as many terms as a norm has.
     rtol = 1e-12 + oracle.fan_in(model) * 2.0**-52
     oracle.assert_same(net, "one more cycle", oracle.chain(model), settled, rtol)
-
-
-@pytest.mark.parametrize("order", current().capabilities.orders)
-@pytest.mark.parametrize("depth", [1, 2, 4, 9])
-def test_linear_rate_is_youngs(depth: int, order: Order) -> None:
-    """``cos²(π/q)`` per cycle in Algorithm 1's order, ``cos(π/q)`` in Jacobi's; q weights."""
-    hidden = tuple(Hidden(out=8, bias=False) for _ in range(depth + 1))
-    net = Net(inputs=8, hidden=hidden, outputs=4, seed=11)
-    model = net.build()
-    q = len(oracle.balanced_part(oracle.chain(model)))
-    predicted = math.cos(math.pi / q) ** (2 if order == "cyclic" else 1)
-    step = current().stepper(model, None, p=2.0, c=1.0, order=order, batchnorm="affine")
-    residuals: list[float] = []
-    while (now := oracle.residual(model, 2.0, 1.0)) > 1e-9:
-        residuals.append(now)
-        # From He initialisation 600 Jacobi cycles are enough at depth 9.
-        assert len(residuals) < 2000, oracle.failure(net, "residual after 2000 cycles", now, 1e-9)
-        step()
-    tail = residuals[len(residuals) // 2 :]
-    measured = (tail[-1] / tail[0]) ** (1 / max(1, len(tail) - 1)) if len(tail) > 1 else 0.0
-    # The second mode still shows, by a factor that shrinks along the tail.
-    error = abs(measured - predicted)
-    assert error <= 0.02, oracle.failure(net, f"|rate − {predicted:.4f}|", error, 0.02)
 
 
 @requires(solvers="sor")

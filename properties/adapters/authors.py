@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ class Authors:
         named = [(f"layer_{index}.weight", layer.weight) for index, layer in enumerate(layers)]
         step: Callable[[], None] = self._class(named, sgd, kind, c=c, p=p).step
         return step
+
+    def updates(self, model: nn.Sequential, **options: Any) -> Iterator[None]:
+        """It has none."""
+        raise AssertionError("no group updates are declared")
 
     def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
         """It has none."""

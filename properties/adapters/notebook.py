@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Notebook:
     ) -> Callable[[], None]:
         """See the protocol."""
         return lambda: self._function(model, c=c, C=1, p=p)
+
+    def updates(self, model: nn.Sequential, **options: Any) -> Iterator[None]:
+        """It has none."""
+        raise AssertionError("no group updates are declared")
 
     def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
         """It has none."""

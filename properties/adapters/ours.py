@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -20,7 +21,11 @@ class Ours:
     capabilities = Capabilities(
         orders=("cyclic", "jacobi"),
         batchnorm=("affine", "ignore"),
-        momentum=True,
+        momentum=(
+            *("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax"),
+            *("RMSprop", "Rprop", "Adagrad", "Adadelta", "Muon"),
+        ),
+        group_updates=True,
         dtypes=("float64", "float32", "bfloat16", "float16"),
         solvers=("sor", "cyclic", "jacobi"),
         power_of_two=True,
@@ -38,6 +43,17 @@ class Ours:
     ) -> Callable[[], None]:
         """See the protocol."""
         return enorm.ENorm(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm).step
+
+    def updates(
+        self, model: nn.Sequential, *, p: float, c: float, batchnorm: Rule
+    ) -> Iterator[None]:
+        """See the protocol; a plan of one group makes a cycle of one update."""
+        plan = enorm.trace(model).under(batchnorm)
+        for group in plan.groups:
+            enorm.ENorm(
+                model, plan=replace(plan, groups=(group,)), p=p, c=c, batchnorm=batchnorm
+            ).step()
+            yield
 
     def balance(
         self,

@@ -52,10 +52,10 @@ _SOLVERS = "test_minimum.py::test_solvers_end_at_scipys_minimum"
 _EARLY = "test_energy.py::test_stopping_early_never_raises_the_energy"
 _BITS = "test_function.py::test_powers_of_two_keep_every_bit"
 _POWERS = "test_energy.py::test_powers_of_two_converge_without_raising_the_energy"
-_MOMENTUM = "test_optimizer_state.py::test_momentum_state_commutes_with_cycles"
+_MOMENTUM = "test_optimizer_state.py::test_state_commutes_with_cycles"
 _DEAD = "test_edges.py::test_dead_units_are_left_alone"
 _STAY = "test_edges.py::test_parameters_stay_themselves"
-_RATE = "test_minimum.py::test_linear_rate_is_youngs"
+_RATE = "test_rate.py::test_linear_rate_is_youngs"
 
 MUTANTS = (
     Mutant(
@@ -173,15 +173,22 @@ MUTANTS = (
     Mutant(
         "momentum untouched",
         "_apply.py",
-        '{SGD: {"momentum_buffer": -1}}',
-        "{SGD: {}}",
+        'optim.SGD: {"momentum_buffer": -1}',
+        "optim.SGD: {}",
         _MOMENTUM,
     ),
     Mutant(
         "momentum scaled like the weight",
         "_apply.py",
-        '{SGD: {"momentum_buffer": -1}}',
-        '{SGD: {"momentum_buffer": 1}}',
+        'optim.SGD: {"momentum_buffer": -1}',
+        'optim.SGD: {"momentum_buffer": 1}',
+        _MOMENTUM,
+    ),
+    Mutant(
+        "second moments scaled like first ones",
+        "_apply.py",
+        '"exp_avg_sq": -2}',
+        '"exp_avg_sq": -1}',
         _MOMENTUM,
     ),
     Mutant(

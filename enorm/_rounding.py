@@ -1,0 +1,255 @@
+"""How far rounding may take a network's outputs, by running error analysis."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from enorm._graph import UnsupportedModel, symbolic_trace
+from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, is_elementwise, pooled_axes
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+def error_bound(
+    model: nn.Module, inputs: Any, *, rewrites: int = 1, training: bool = False
+) -> Tensor:
+    """How far rounding may take each output from the exact function.
+
+    Every value v of the network is carried with a bound e of its error (Higham 2002, §3.3). With
+    unit roundoff u of the dtype, ``u_acc = min(u, 2^-24)`` in which narrower dtypes accumulate,
+    and n terms in a sum, a layer's stored weights carry ``4·rewrites`` roundings (two scales, two
+    products) and its output ``n + 2`` more:
+
+        layer           e' = |W| e + γ_n (|W| (|v| + e) + |b|),
+        ReLU, pooling   e' = e, pooled as v is; a sum or a slope adds its own roundings,
+        BatchNorm       e' = |g|/s e + γ_8 (|g|/s (|v| + e + |m|) + |β|), with eval's statistics,
+        γ_n = (n + 2) u_acc / (1 − (n + 2) u_acc) + (4·rewrites + 2) u.
+
+    In train mode BatchNorm's mean m and ``s = sqrt(var + eps)`` are those of the N values of a
+    channel. Both are 1-Lipschitz in them, the mean in the mean norm and s in the root mean square:
+
+        δm = mean(e) + (N + 2) u_acc mean(|v| + e),
+        δs = rms(e) + (N + 8) u_acc σ sqrt(σ² + m²) / s       (Chan, Golub, LeVeque 1983),
+        e' = |g| (e + δm + |v − m|/s δs) / (s − δs) + γ_8 (|g| (|v| + e + |m|) / (s − δs) + |β|).
+
+    The bound is at most ``((1+γ)^q − 1) f_{|W|,|b|}(|x|)`` of the network with absolute parameters,
+    and like that one invariant under rescaling up to η, the dtype's smallest subnormal, which is
+    added where a weight, a product or a sum may underflow. v stands for the exact value; 1 % more
+    covers that it is itself computed in float64.
+
+    Args:
+        model: the network; neither it nor its BatchNorm statistics are changed.
+        inputs: a tensor or a tuple of tensors.
+        rewrites: how often rescaling has written the weights.
+        training: bound the function of train mode instead of that of eval mode.
+
+    Returns:
+        float64, the shape of the output.
+
+    Raises:
+        UnsupportedModel: an operation for which no bound is known, or a BatchNorm whose batch
+            varies less than rounding; the message names it.
+    """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    with torch.no_grad(), in_mode(model, training):
+        interpreter = _RunningError(symbolic_trace(model, len(arguments)), rewrites)
+        result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
+    if not isinstance(result, _Bounded):
+        raise UnsupportedModel("no rounding bound is known for outputs that are not one tensor")
+    return 1.01 * result.error
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode inside, each module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """A float64 tensor, and entry by entry how far the computed one may be from it."""
+
+    value: Tensor
+    error: Tensor
+
+    @classmethod
+    def exact(cls, value: Tensor) -> _Bounded:
+        wide = value.detach().double().clone()
+        return cls(wide, torch.zeros_like(wide))
+
+    @property
+    def magnitude(self) -> Tensor:
+        return self.value.abs() + self.error
+
+
+class _RunningError(fx.Interpreter):
+    """Runs a graph on bounded values."""
+
+    def __init__(self, graph_module: fx.GraphModule, rewrites: int) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self.rewrites = rewrites
+        # Elementwise operations round in the dtype of the layers around them.
+        dtypes = [value.dtype for value in graph_module.parameters() if value.is_floating_point()]
+        self.dtype = dtypes[0] if dtypes else torch.float64
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module: Any = self.fetch_attr(target)
+        name = f"{target} ({type(module).__name__})"
+        if type(module) is nn.Linear or type(module) in CONVOLUTIONS:
+            return self._layer(module, args[0])
+        if type(module) in BATCH_NORMS:
+            return self._batchnorm(name, module, args[0])
+        if type(module) is nn.Flatten:
+            return self._moved(module, args, kwargs)
+        random = isinstance(module, _DROPOUTS) and module.training and module.p > 0
+        return self._operation(module, name, module, args, kwargs, random=random)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in (torch.flatten, torch.reshape):
+            return self._moved(target, args, kwargs)
+        if target is getattr or not any(
+            isinstance(one, _Bounded) for one in (*args, *kwargs.values())
+        ):
+            return self._plain(target, args, kwargs)
+        random = target in _DROPOUT_FUNCTIONS and _given(args, kwargs, 2, "training", True)
+        return self._operation(target, target.__name__, target, args, kwargs, random=random)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        def call(value: Any, *rest: Any, **named: Any) -> Any:
+            return getattr(value, target)(*rest, **named)
+
+        if target in ("size", "dim"):
+            return self._plain(call, args, kwargs)
+        if target in ("flatten", "reshape", "view", "contiguous", "clone"):
+            return self._moved(call, args, kwargs)
+        return self._operation(target, target, call, args, kwargs)
+
+    def _plain(self, run: Any, args: Any, kwargs: Any) -> Any:
+        """What is asked of a tensor, such as its size."""
+        return run(*[one.value if isinstance(one, _Bounded) else one for one in args], **kwargs)
+
+    def _moved(self, run: Any, args: Any, kwargs: Any) -> _Bounded:
+        """Entries change places only."""
+        bounded, *rest = args
+        return _Bounded(run(bounded.value, *rest, **kwargs), run(bounded.error, *rest, **kwargs))
+
+    def _operation(
+        self,
+        operation: Any,
+        name: str,
+        run: Any,
+        args: Any,
+        kwargs: Any,
+        *,
+        random: bool = False,
+    ) -> _Bounded:
+        axes = pooled_axes(operation)
+        if random or not args or not (is_elementwise(operation) or axes is not None):
+            why = " in train mode" if random else ""
+            raise UnsupportedModel(f"no rounding bound is known for {name}{why}")
+        bounded, *rest = args
+        before = bounded.magnitude
+        positions = math.prod(before.shape[-axes:]) if axes else 0
+        value = run(bounded.value, *rest, **kwargs)
+        if not isinstance(value, Tensor):
+            raise UnsupportedModel(f"no rounding bound is known for {name} with these options")
+        if axes is not None:
+            # A maximum is off by no more than the largest error in its window.
+            error = run(bounded.error, *rest, **kwargs)
+            return _Bounded(value, error + self._gamma(positions) * run(before, *rest, **kwargs))
+        slope = getattr(operation, "negative_slope", None)
+        if operation is F.leaky_relu:
+            slope = _given(args, kwargs, 1, "negative_slope", 0.01)
+        error = bounded.error
+        if slope is not None:
+            steepest = max(1.0, abs(slope))
+            error = steepest * (error + self._unit() * before)
+        if value is bounded.value:
+            # In place: whoever reads the operand later reads this result.
+            error = bounded.error.copy_(error)
+        return _Bounded(value, error)
+
+    def _layer(self, module: nn.Module, bounded: _Bounded) -> _Bounded:
+        own = {
+            name: parameter.detach().double()
+            for name, parameter in module.named_parameters(recurse=False)
+        }
+        self.dtype = module.get_parameter("weight").dtype
+        fan_in = math.prod(own["weight"].shape[1:])
+        gamma, tiny = self._gamma(fan_in), self._tiny()
+        weight = own["weight"].abs()
+        passed = {"weight": weight} | (
+            {"bias": torch.zeros_like(own["bias"])} if "bias" in own else {}
+        )
+        rounded = {name: gamma * parameter.abs() + tiny for name, parameter in own.items()}
+        error: Tensor = functional_call(module, passed, bounded.error)
+        error += functional_call(module, rounded, bounded.magnitude) + (fan_in + 2) * tiny
+        return _Bounded(functional_call(module, own, bounded.value), error)
+
+    def _batchnorm(self, name: str, module: Any, bounded: _Bounded) -> _Bounded:
+        value = bounded.value
+        axes = [axis for axis in range(value.dim()) if axis != 1]
+
+        def along(channels: Tensor) -> Tensor:
+            return channels.detach().double().view(-1, *[1] * (value.dim() - 2))
+
+        one = torch.ones(module.num_features, device=value.device)
+        weight = along(one if module.weight is None else module.weight)
+        bias = along(0 * one if module.bias is None else module.bias)
+        moved, widened, slack = bounded.error, torch.zeros(()), 1.0
+        if module.training or module.running_mean is None:
+            terms = value.numel() // value.shape[1]
+            u = min(self._unit(), 2.0**-24)
+            mean = value.mean(axes, keepdim=True)
+            variance = value.var(axes, correction=0, keepdim=True)
+            s = (variance + module.eps).sqrt()
+            moved = moved + bounded.error.mean(axes, keepdim=True)
+            moved = moved + (terms + 2) * u * bounded.magnitude.mean(axes, keepdim=True)
+            sums = (terms + 8) * u * (variance * (variance + mean.square())).sqrt() / s
+            widened = bounded.error.square().mean(axes, keepdim=True).sqrt() + sums
+            slack = s / (s - widened)
+            if not bool((widened < s).all()):
+                raise UnsupportedModel(
+                    f"no rounding bound is known for {name}: its batch varies less than rounding"
+                )
+        else:
+            mean = along(module.running_mean)
+            s = (along(module.running_var) + module.eps).sqrt()
+        factor = weight.abs() / s * slack
+        normalized = (value - mean) / s
+        error = factor * (moved + normalized.abs() * widened)
+        rounding = factor * (bounded.magnitude + mean.abs()) + bias.abs()
+        error = error + self._gamma(8) * rounding + self._tiny()
+        return _Bounded(weight * normalized + bias, error)
+
+    def _unit(self) -> float:
+        return torch.finfo(self.dtype).eps / 2
+
+    def _tiny(self) -> float:
+        info = torch.finfo(self.dtype)
+        return info.smallest_normal * info.eps
+
+    def _gamma(self, terms: int) -> float:
+        u = self._unit()
+        accumulated = (terms + 2) * min(u, 2.0**-24)
+        return accumulated / (1 - accumulated) + (4 * self.rewrites + 2) * u
+
+
+def _given(args: Any, kwargs: Any, position: int, name: str, default: Any) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
