@@ -58,7 +58,6 @@ def pytest_report_header(config: pytest.Config) -> str:
     from properties.implementation import current
 
     under_test = current()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     profile = (
         config.getoption("--hypothesis-profile", default=None)
         or settings.get_current_profile_name()
@@ -66,6 +65,6 @@ def pytest_report_header(config: pytest.Config) -> str:
     return (
         f"implementation: {under_test.name} {under_test.version}, "
         f"dtypes: {', '.join(under_test.capabilities.dtypes)}\n"
-        f"torch {torch.__version__}, device: {device}, threads: {torch.get_num_threads()}, "
+        f"torch {torch.__version__}, device: cpu, threads: {torch.get_num_threads()}, "
         f"profile: {profile}"
     )

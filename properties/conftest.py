@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from properties import replay
 from properties.implementation import current
 
 KNOWN_FAILURES = Path(__file__).with_name("known_failures.toml")
@@ -76,6 +79,8 @@ def pytest_runtest_makereport(
     """Collect the outcome per property; the worst of its parameters counts."""
     report = yield
     in_suite = item.path.parent == Path(__file__).parent
+    if in_suite and report.failed and call.excinfo is not None:
+        report.sections.append(("replay", _replay(item, call.excinfo.value)))
     if in_suite and (report.when == "call" or report.skipped or report.failed):
         outcome: str = report.outcome
         if report.skipped:
@@ -85,6 +90,14 @@ def pytest_runtest_makereport(
         name = property_of(item)
         outcomes[name] = max(outcome, outcomes.get(name, outcome), key=order.index)
     return report
+
+
+def _replay(item: pytest.Item, error: BaseException) -> str:
+    line = replay.command(property_of(item), getattr(error, "__notes__", []))
+    if line is None:
+        profile = f"HYPOTHESIS_PROFILE={settings.get_current_profile_name()} "
+        line = f"{replay.implementation_choice()}{profile}pytest {shlex.quote(item.nodeid)}"
+    return f"{line}\n"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 
 import numpy as np
 import torch
@@ -143,15 +142,10 @@ def assert_same(
 
 
 def failure(net: Net, what: str, measured: float, bound: float) -> str:
-    """All that is needed to see a failure again."""
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
-    profile = os.environ.get("HYPOTHESIS_PROFILE")
-    setting = f"HYPOTHESIS_PROFILE={profile} " if profile else ""
-    chosen = os.environ.get("ENORM_IMPL")
-    options = f" --enorm-impl={chosen}" if chosen else ""
+    """All that is needed to see a failure again; pytest adds the command that replays it."""
     return (
         f"{what}: {measured:.6g}, bound {bound:.6g}\n"
-        f"implementation: {current().name} {current().version}, {net.dtype} on cpu\n"
-        f"network: {net!r}\n"
-        f"replay: {setting}pytest '{test}'{options}"
+        f"implementation: {current().name} {current().version}\n"
+        f"dtype: {net.dtype}, device: cpu, seed: {net.seed}\n"
+        f"network: {net!r}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ class _Brief:
             f"{field.name}={value!r}" for field, value in own if value != field.default
         )
         return f"{type(self).__name__}({text})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What Hypothesis prints."""
+        printer.text(repr(self))
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,10 @@ Smaller networks come first, so that a failure shrinks to one.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -35,10 +38,48 @@ SOLVERS = st.sampled_from(_ABLE.solvers or ("none",))
 WIDE_DTYPES = dtypes_of("float64", "float32")
 ALL_DTYPES = dtypes_of("float64", "float32", "bfloat16", "float16")
 
-_POOLS: tuple[Literal["max", "avg"] | None, ...] = (None, "max", "avg")
-
+_HALF = ("bfloat16", "float16")
 # Half precision has few decades to spread over before weights underflow.
 _DECADES = {"float64": 6.0, "float32": 4.0, "bfloat16": 4.0, "float16": 0.5}
+
+
+# Units without incoming and without outgoing weights; those that a layer has not are left out.
+_DEAD: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    *[((), ()), ((), ()), ((), ()), ((), ()), ((0,), ()), ((), (0,)), ((0,), (0,))],
+    *[((1,), (0,)), ((0, 2), ()), ((), (1, 3)), ((1, 2), (0, 3))],
+]
+
+
+@st.composite
+def _hidden(
+    draw: st.DrawFn, /, widest: int, batchnorm: bool, dead: bool, geometry: SearchStrategy[Any]
+) -> Hidden:
+    """A hidden layer; ``geometry`` draws what a convolution has beside.
+
+    Few draws make one layer, each of a whole combination, simplest first: Hypothesis leaves out
+    elements of a list only where they consist of at most five.
+    """
+    out = draw(st.integers(1, widest))
+    biases = (False, True) if _ABLE.biases else (False,)
+    norms = (False, True) if batchnorm else (False,)
+    bias, norm, slope = draw(st.sampled_from([*product(biases, norms, (0.0, 0.1, -0.3))]))
+    dead_in, dead_out = draw(st.sampled_from(_DEAD if dead else _DEAD[:1]))
+    return Hidden(
+        out=out,
+        bias=bias,
+        batchnorm=norm,
+        slope=slope,
+        dead_in=tuple(unit for unit in dead_in if unit < out),
+        dead_out=tuple(unit for unit in dead_out if unit < out),
+        **draw(geometry),
+    )
+
+
+def _geometries(pools: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Of convolutions; strides and dilations are one half of the time."""
+    names = ("stride", "dilation", "padding", "pool", "kernel")
+    values = [*product((1, 1, 2), (1, 1, 2), (0, 1, 2), pools, (1, 2, 3))]
+    return [dict(zip(names, combination, strict=True)) for combination in values]
 
 
 @st.composite
@@ -57,54 +98,24 @@ def nets(
     head: Literal["linear", "conv"] = "linear"
     if axes in _ABLE.convolution:
         head = "conv" if not _ABLE.mixed else draw(st.sampled_from(["linear", "conv"]))
-    depth = draw(st.integers(1, max_hidden if axes == 0 else 3))
-    convolutions = draw(st.integers(1, depth)) if axes else 0
-    if head == "conv":
-        convolutions = depth
     dtype = draw(dtypes)
+    widest = 6 if axes == 0 else 4
+    # Torch has no AvgPool3d in half precision on a CPU.
+    pools = (None, "max") if dtype in _HALF and axes == 3 else (None, "max", "avg")
+    linear = _hidden(widest, batchnorm, dead, st.just({}))
+    convolution = _hidden(widest, batchnorm, dead, st.sampled_from(_geometries(pools)))
+    # Lists, for Hypothesis shrinks them by leaving out elements wherever they stand.
+    convolutions = draw(st.lists(convolution, min_size=1, max_size=3)) if axes else []
+    room = max_hidden if axes == 0 else 3 - len(convolutions)
+    linears = []
+    if head == "linear" and room:
+        linears = draw(st.lists(linear, min_size=axes == 0, max_size=room))
     # A kernel of 3 with dilation 2 and padding 0 needs five positions; deeper layers need more.
     positions = draw(st.integers(5, 8 if axes < 3 else 6)) if axes else 6
-    hidden, left = [], positions
-    for index in range(depth):
-        out = draw(st.integers(1, 6 if axes == 0 else 4))
-        kernel = stride = dilation = 1
-        padding = 0
-        pool: Literal["max", "avg"] | None = None
-        if index < convolutions:
-            kernel = draw(st.sampled_from([1, 2, 3]))
-            stride = draw(st.sampled_from([1, 1, 2]))
-            dilation = draw(st.sampled_from([1, 1, 2]))
-            # Enough padding that at least one position remains.
-            lowest = max(0, -(-(dilation * (kernel - 1) + 1 - left) // 2))
-            padding = draw(st.integers(lowest, max(lowest, 2)))
-            left = (left + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            # Torch has no AvgPool3d in half precision on a CPU.
-            half = dtype in ("bfloat16", "float16")
-            pool = draw(st.sampled_from(_POOLS[:2] if half and axes == 3 else _POOLS))
-            if pool is not None and left >= 2:
-                left //= 2
-        else:
-            kernel = 0
-        units = st.lists(st.integers(0, out - 1), max_size=2, unique=True).map(tuple)
-        hidden.append(
-            Hidden(
-                out=out,
-                kernel=kernel,
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                bias=_ABLE.biases and draw(st.booleans()),
-                batchnorm=batchnorm and draw(st.booleans()),
-                slope=draw(st.sampled_from([0.0, 0.1, -0.3])),
-                pool=pool,
-                dead_in=draw(units) if dead and draw(st.booleans()) else (),
-                dead_out=draw(units) if dead and draw(st.booleans()) else (),
-            )
-        )
     limit = min(max_decades, _DECADES[dtype])
     return Net(
         inputs=draw(st.integers(1, 5)),
-        hidden=tuple(hidden),
+        hidden=(*_padded(convolutions, positions), *linears),
         outputs=draw(st.integers(1, 4)),
         positions=positions,
         axes=axes,
@@ -114,3 +125,16 @@ def nets(
         dtype=dtype,
         seed=draw(SEEDS),
     )
+
+
+def _padded(convolutions: list[Hidden], positions: int) -> list[Hidden]:
+    """The same with enough padding that at least one position remains."""
+    found = []
+    for layer in convolutions:
+        reach = layer.dilation * (layer.kernel - 1) + 1
+        padding = max(layer.padding, -(-(reach - positions) // 2))
+        found.append(replace(layer, padding=padding))
+        positions = (positions + 2 * padding - reach) // layer.stride + 1
+        if layer.pool is not None and positions >= 2:
+            positions //= 2
+    return found

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "mutants.md"
+from properties.meta import project
+
+PAGE = project.ROOT / "docs" / "mutants.md"
 
 
 @dataclass(frozen=True)
@@ -322,10 +321,7 @@ def plant(mutant: Mutant, folder: Path) -> None:
     Raises:
         ValueError: the text to be replaced does not stand in the file exactly once.
     """
-    for name in ("enorm", "properties"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder / name)
+    project.copy_to(folder)
     file = folder / "enorm" / mutant.file
     file.write_text(replaced(mutant, file.read_text()))
 
@@ -347,18 +343,7 @@ def run(mutant: Mutant) -> tuple[bool, float, str]:
         folder = Path(name)
         plant(mutant, folder)
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", f"properties/{mutant.killer}"],
-            cwd=folder,
-            env={
-                **os.environ,
-                "HYPOTHESIS_PROFILE": "ci-unshrunk",
-                "ENORM_IMPL": "",
-                "OMP_NUM_THREADS": "1",
-            },
-            capture_output=True,
-            text=True,
-        )
+        done = project.run_suite(folder, "-x", f"properties/{mutant.killer}")
         # 1: a test failed. Anything else, such as an error while collecting, is no kill.
         return done.returncode == 1, time.perf_counter() - start, done.stdout
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from properties.meta.mutants import MUTANTS, ROOT, Mutant, replaced
+from properties.meta.mutants import MUTANTS, Mutant, replaced
+from properties.meta.project import ROOT
 from properties.table import properties
 
 

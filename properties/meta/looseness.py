@@ -1,0 +1,96 @@
+"""Each tolerance against Algorithm 1 run in ordinary arithmetic: does it hold, how loose is it?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import enorm
+from properties import oracle, tolerances
+from properties.adapters.plain import cycle_
+from properties.specs import Net
+from properties.strategies import C_FACTORS, P_NORMS, nets
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A network before and after one cycle whose norms and weights are of its own dtype."""
+
+    net: Net
+    before: torch.nn.Sequential
+    after: torch.nn.Sequential
+    p: float
+    c: float
+
+
+def of_weights(cycle: Cycle) -> float:
+    """Largest error of a weight against float64, over its tolerance."""
+    dtype = cycle.net.torch_dtype
+    expected = oracle.cycle(oracle.chain(cycle.before), cycle.p, cycle.c, "cyclic")
+    bound = tolerances.stored_weight(dtype, oracle.fan_in(cycle.before))
+    tiny = torch.finfo(dtype).smallest_normal / bound
+    ratios = [
+        ((mine - theirs).abs() / (theirs.abs() + tiny)).max().item() / bound
+        for one, other in zip(oracle.chain(cycle.after), expected, strict=True)
+        for mine, theirs in [(one.weight, other.weight)]
+    ]
+    return float(max(ratios))
+
+
+def of_energy(cycle: Cycle) -> float:
+    """Rise of the energy, over what rounding explains; none is zero."""
+    before, after = (
+        oracle.energy(model, cycle.p, cycle.c) for model in (cycle.before, cycle.after)
+    )
+    dtype = cycle.net.torch_dtype
+    weights = sum(parameter.numel() for parameter in cycle.before.parameters())
+    largest = max(1.0, cycle.c) ** (cycle.p * (len(cycle.net.hidden) + 1))
+    below = largest * tolerances.underflow(dtype, cycle.p, weights)
+    rise = max(0.0, after - before)
+    return float(rise / (before * tolerances.energy(dtype, cycle.p) + below))
+
+
+def of_function(cycle: Cycle, training: bool = False) -> float:
+    """Difference of an output, over the bound; zero where none is promised."""
+    found = enorm.verify(cycle.before, cycle.after, cycle.net.draw_inputs(), training=training)
+    return 0.0 if found.ratio is None else found.ratio
+
+
+def of_train_mode(cycle: Cycle) -> float:
+    """The same with the batch's own statistics."""
+    return of_function(cycle, training=True)
+
+
+BOUNDS: Mapping[str, Callable[[Cycle], float]] = {
+    "a stored weight": of_weights,
+    "the energy's rise": of_energy,
+    "the function, eval mode": of_function,
+    "the function, train mode": of_train_mode,
+}
+
+
+def ratios(dtype: str, examples: int) -> dict[str, list[float]]:
+    """Measured ÷ bound over drawn networks, for each bound."""
+    found: dict[str, list[float]] = {name: [] for name in BOUNDS}
+    # Half precision is a matter of storing; sums of p-th powers would leave its range at once.
+    accumulate = torch.float64 if dtype == "float64" else torch.float32
+    few_decades = nets(dtypes=st.just(dtype), dead=False, max_decades=1.0)
+
+    @settings(
+        settings.get_profile("ci"), max_examples=examples, database=None, phases=[Phase.generate]
+    )
+    @given(few_decades, P_NORMS, C_FACTORS)
+    def draw(net: Net, p: float, c: float) -> None:
+        before = net.build()
+        after = copy.deepcopy(before)
+        cycle_(after, p, c, accumulate)
+        for name, ratio in BOUNDS.items():
+            found[name].append(ratio(Cycle(net, before, after, p, c)))
+
+    draw()
+    return found

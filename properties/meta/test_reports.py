@@ -1,0 +1,148 @@
+"""What a run says: of known failures, of what does not apply, and of how to see a failure again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from properties import replay
+from properties.meta.mutants import MUTANTS, plant
+from properties.meta.project import ROOT, copy_to, run_suite
+
+# An adapter that declares to scale biases and does not.
+LIAR = """
+import copy
+from properties.adapters import plain
+
+class Liar(plain.Plain):
+    name = "liar"
+
+    def stepper(self, model, optimizer, *, p, c, order, batchnorm):
+        def step():
+            kept = copy.deepcopy(model).state_dict()
+            plain.cycle_(model, p, c)
+            biases = {name: value for name, value in kept.items() if name.endswith("bias")}
+            model.load_state_dict(biases, strict=False)
+        return step
+
+def load(path):
+    return Liar()
+"""
+
+
+def entry(property_id: str, implementation: str = "enorm") -> str:
+    fields = {
+        "implementation": implementation,
+        "property": property_id,
+        "reason": "said so by a test",
+        "link": "none",
+    }
+    return "\n[[failure]]\n" + "".join(f'{name} = "{text}"\n' for name, text in fields.items())
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    copy_to(tmp_path)
+    return tmp_path
+
+
+def test_an_entry_that_matches_nothing_fails_the_run(copied: Path) -> None:
+    known = copied / "properties" / "known_failures.toml"
+    known.write_text(known.read_text() + entry("test_edges.py::test_that_was_renamed"))
+    done = run_suite(copied, "properties/test_edges.py")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no property is called test_edges.py::test_that_was_renamed" in done.stderr
+
+
+def test_a_known_failure_that_passes_fails_the_run(copied: Path) -> None:
+    known = copied / "properties" / "known_failures.toml"
+    known.write_text(known.read_text() + entry("test_edges.py::test_width_one_depth_one"))
+    done = run_suite(copied, "properties/test_edges.py::test_width_one_depth_one")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "XPASS(strict)" in done.stdout
+
+
+def test_a_declared_capability_that_fails_is_a_failure(copied: Path) -> None:
+    (copied / "liar.py").write_text(LIAR)
+    chosen = ("--enorm-impl=liar:load", "--enorm-report=report.json")
+    done = run_suite(copied, *chosen, "properties/test_function.py")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "implementation: liar 1" in done.stdout
+    outcomes = json.loads((copied / "report.json").read_text())["outcomes"]
+    assert outcomes["test_function.py::test_cycles_keep_the_function"] == "failed"
+    assert outcomes["test_function.py::test_balance_keeps_the_function"] == "not applicable"
+    assert f"liar: {len(outcomes)} properties" in done.stdout
+    assert "4 not applicable" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("nowhere:load", "No module named 'nowhere'"),
+        ("properties.adapters.plain:nothing", "has no attribute 'nothing'"),
+        ("properties.adapters.authors:load", "give --enorm-impl-path"),
+    ],
+)
+def test_an_implementation_that_cannot_be_loaded_is_one_sentence(
+    copied: Path, chosen: str, message: str
+) -> None:
+    done = run_suite(copied, f"--enorm-impl={chosen}", "properties/test_edges.py")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failure_replays_from_its_output_alone(tmp_path: Path) -> None:
+    """In the broken copy the command fails with the same numbers; here the property holds."""
+    plant(next(mutant for mutant in MUTANTS if mutant.name == "bias not scaled"), tmp_path)
+    done = run_suite(tmp_path, "properties/test_function.py", "-k", "cycles_keep", profile="dev")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    for word in ("dtype: ", "device: cpu", "seed: ", "bound ", "network: Net("):
+        assert word in done.stdout
+    lines = done.stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("python -m properties.replay")]
+    words = shlex.split(line)
+    measured = next(text for text in lines if "error of the function: " in text)
+    for folder, code in ((tmp_path, 1), (ROOT, 0)):
+        again = subprocess.run(
+            [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True
+        )
+        assert again.returncode == code, again.stderr
+        if code:
+            assert again.stderr.splitlines()[0] in measured
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["test_edges.py::test_nothing", "p=1"], "no property of drawn examples"),
+        (["nothing.py::test_nothing", "p=1"], "nothing.py is no file"),
+        (["test_function.py::test_cycles_keep_the_function", "p=("], "never closed"),
+        (["test_function.py::test_cycles_keep_the_function", "p=Nets()"], "not defined"),
+        (["one"], "python -m properties.replay"),
+    ],
+)
+def test_wrong_replays(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_replay_takes_what_hypothesis_notes() -> None:
+    """Comments and line breaks go; strings keep their quotes; other notes are passed over."""
+    notes = [
+        "Explanation: none",
+        "Falsifying example: test_it(\n    # both vary\n    net=Net(inputs=1, hidden=()),\n"
+        "    order='cyclic',  # or any other generated value\n)\nand more",
+    ]
+    expected = "python -m properties.replay test_x.py::test_it "
+    assert replay.command("test_x.py::test_it", notes) == (
+        replay.implementation_choice()
+        + expected
+        + "\"net=Net(inputs=1, hidden=()), order='cyclic'\""
+    )
+    assert replay.command("test_x.py::test_other", notes) is None
