@@ -20,6 +20,12 @@ settings.register_profile("ci", _COMMON, max_examples=60, derandomize=True)
 settings.register_profile(
     "ci-unshrunk", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
 )
+# For thousands of small changes to the source: a few examples each, the same ones every time.
+settings.register_profile(
+    "mutation", settings.get_profile("ci-unshrunk"), max_examples=8, database=None
+)
+# Fresh examples in the number of ci, for showing that no seed fails.
+settings.register_profile("ci-seeded", _COMMON, max_examples=60, database=None)
 settings.register_profile("nightly", _COMMON, max_examples=2000)
 settings.register_profile(
     "debug", _COMMON, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate]

@@ -103,6 +103,8 @@ class _RunningError(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule, rewrites: int) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        # Errors are raised as they are, without the graph's own words around them.
+        self.extra_traceback = False
         self.rewrites = rewrites
         # Elementwise operations round in the dtype of the layers around them.
         dtypes = [value.dtype for value in graph_module.parameters() if value.is_floating_point()]

@@ -29,6 +29,11 @@ class ConvexEnergy:
     incidence: Array
     p: float
 
+    @property
+    def size(self) -> int:
+        """How many scales there are."""
+        return int(self.incidence.shape[1])
+
     def value(self, z: Array) -> float:
         """The energy at ``z``."""
         return float(self._terms(z).sum())

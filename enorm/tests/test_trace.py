@@ -36,8 +36,14 @@ class Functional(nn.Module):
 class Written(nn.Module):
     """Two or three Linear layers with whatever forward code a test gives."""
 
-    def __init__(self, forward: Callable[[Written, Tensor], object], width: int = 6) -> None:
+    def __init__(
+        self,
+        forward: Callable[[Written, Tensor], object],
+        width: int = 6,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.bn = norm or nn.Identity()
         self.a = nn.Linear(6, width)
         self.b = nn.Linear(width, 6)
         self.c = nn.Linear(6, 6)

@@ -1,0 +1,254 @@
+"""Every wall in full: where groups end, the reason word by word, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import enorm
+from enorm._plan import BatchNormRule
+from enorm.tests.test_trace import Written, groups
+
+
+class Inner(nn.Module):
+    """A sigmoid in a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        return torch.sigmoid(x)
+
+
+def hooked(model: nn.Sequential, index: int) -> nn.Sequential:
+    """With a forward hook on one module."""
+    model[index].register_forward_hook(lambda *_: None)
+    return model
+
+
+def without_bias(model: nn.Sequential, index: int) -> nn.Sequential:
+    """With a bias taken away from one module."""
+    model[index].bias = None  # type: ignore[assignment]
+    return model
+
+
+def hidden(code: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """Two Linear layers with ``code`` on the activations between them."""
+    return lambda: Written(lambda m, x: m.b(code(F.relu(m.a(x)))))
+
+
+def positions(code: Callable[[Tensor], Tensor], features: int = 18) -> Callable[[], nn.Module]:
+    """A convolution, ``code``, and a Linear that reads ``features``."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 6, 1)
+            self.fc = nn.Linear(features, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.fc(code(F.relu(self.conv(x))))
+            return result
+
+    return Chain
+
+
+GROUP_A = [(["a"], ["b"], 6)]
+GROUP_CONV = [(["conv"], ["fc"], 6)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what its plan has to be.
+
+    Attributes:
+        make: the model.
+        shape: of example inputs, or None.
+        rule: for BatchNorm.
+        groups: producers, consumers and size.
+    """
+
+    make: Callable[[], nn.Module]
+    groups: list[tuple[list[str], list[str], int]] = field(default_factory=list)
+    shape: tuple[int, ...] | None = None
+    rule: BatchNormRule = "affine"
+
+
+CASES = {
+    "indexed": Case(hidden(lambda h: h[:, :6])),
+    "ndim read": Case(hidden(lambda h: (h, h.ndim)[0]), GROUP_A),
+    "dtype read": Case(hidden(lambda h: (h, h.dtype)[0]), GROUP_A),
+    "device read": Case(hidden(lambda h: (h, h.device)[0]), GROUP_A),
+    "dim asked": Case(hidden(lambda h: (h, h.dim())[0]), GROUP_A),
+    "transposed": Case(hidden(lambda h: h.T.T)),
+    "nested forward": Case(lambda: nn.Sequential(nn.Linear(6, 6), Inner(), nn.Linear(6, 6))),
+    "flatten all": Case(hidden(torch.flatten)),
+    "flatten from the batch on": Case(positions(lambda h: h.flatten())),
+    "flatten to a named end": Case(positions(lambda h: h.flatten(1, end_dim=2))),
+    "flatten to a known end": Case(
+        positions(lambda h: h.flatten(1, 2)), GROUP_CONV, shape=(5, 2, 3)
+    ),
+    "flatten to a known named end": Case(
+        positions(lambda h: torch.flatten(h, 1, end_dim=2)), GROUP_CONV, shape=(5, 2, 3)
+    ),
+    "flatten by name": Case(
+        positions(lambda h: torch.flatten(h, start_dim=1, end_dim=-1)), GROUP_CONV
+    ),
+    "flatten nothing": Case(positions(lambda h: h.flatten(1, 1), 3), shape=(5, 2, 3)),
+    "flatten the batch": Case(positions(lambda h: h.flatten(0, 2), 18)),
+    "indices": Case(positions(lambda h: F.max_pool1d(h, 1, return_indices=True)[0].flatten(1))),
+    "no indices": Case(
+        positions(lambda h: F.max_pool1d(h, 1, return_indices=False).flatten(1)), GROUP_CONV
+    ),
+    "positions in front": Case(hidden(lambda h: h.flatten(1)), shape=(5, 1, 6)),
+    "one position in front": Case(hidden(lambda h: h.flatten(1)), GROUP_A, shape=(5, 6)),
+    "unbatched": Case(positions(lambda h: h.flatten(1), 3), shape=(2, 3)),
+    "view to a seen shape": Case(positions(lambda h: h.view(5, 18)), GROUP_CONV, shape=(5, 2, 3)),
+    "view to an unseen shape": Case(positions(lambda h: h.view(5, 18))),
+    "view that moves the batch": Case(positions(lambda h: h.view(3, 30), 30), shape=(5, 2, 3)),
+    "view to three axes": Case(positions(lambda h: h.view(5, 3, 6), 6), shape=(5, 2, 3)),
+    "view by three sizes": Case(positions(lambda h: h.view(h.size(0), -1, 3), 3)),
+    "view by another axis": Case(positions(lambda h: h.view(h.size(1), -1))),
+    "view by another axis named": Case(positions(lambda h: h.view(h.size(dim=2), -1))),
+    "view by a shape's other axis": Case(positions(lambda h: h.view(h.shape[1], -1))),
+    "view by another tensor's size": Case(
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x)).view(x.size(0), -1)))
+    ),
+    "view by another tensor's shape": Case(
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x)).view(x.shape[0], -1)))
+    ),
+    "view by a fixed batch": Case(hidden(lambda h: h.view(5, -1))),
+    "view from the size's tuple": Case(positions(lambda h: h.view(h.size()[0], -1)), GROUP_CONV),
+    "view from a size's other entry": Case(positions(lambda h: h.view(h.size()[1], -1))),
+    "view from a computed size": Case(positions(lambda h: h.view(h.size(0) * 1, -1))),
+    "view with the batch last": Case(positions(lambda h: h.view(-1, h.size(0)))),
+    "seen through BatchNorm": Case(
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)),
+        [(["0"], ["3"], 6)],
+        rule="ignore",
+    ),
+    "hooked BatchNorm, ignored": Case(
+        lambda: hooked(
+            nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)), 1
+        ),
+        rule="ignore",
+    ),
+    "BatchNorm across, ignored": Case(
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(6, 6)),
+        rule="ignore",
+    ),
+    "BatchNorm beside another reader": Case(
+        lambda: Written(
+            lambda m, x: (m.b(h := F.relu(m.a(x))), m.c(F.relu(m.bn(h)))), norm=nn.BatchNorm1d(6)
+        ),
+        [(["bn"], ["c"], 6)],
+    ),
+    "BatchNorm without affine": Case(
+        lambda: nn.Sequential(
+            nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 6)
+        ),
+    ),
+    "BatchNorm of unknown shape": Case(
+        lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6)),
+    ),
+    "BatchNorm without bias": Case(
+        lambda: without_bias(
+            nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)), 1
+        ),
+        [(["1"], ["3"], 6)],
+    ),
+    "BatchNorm1d behind a convolution": Case(
+        lambda: nn.Sequential(nn.Conv1d(2, 6, 1), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 2, 1)),
+        [(["1"], ["3"], 6)],
+    ),
+    "BatchNorm1d along positions": Case(
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(6, 6)),
+        shape=(5, 4, 6),
+    ),
+}
+
+
+REASONS = {
+    "indexed": "getitem in forward: indexes the activations",
+    "transposed": "getattr in forward: reads attribute 'T' of the activations",
+    "nested forward": "sigmoid in 1.forward: not known to be positively homogeneous",
+    "flatten all": "flatten in forward: flattens other axes than all but the first",
+    "flatten from the batch on": "flatten in forward: flattens other axes than all but the first",
+    "flatten to a named end": "flatten in forward: flattens other axes than all but the first",
+    "flatten nothing": "flatten in forward: flattens other axes than all but the first",
+    "flatten the batch": "flatten in forward: flattens other axes than all but the first",
+    "indices": "max_pool1d_with_indices in forward: returns indices beside the activations",
+    "positions in front": "flatten in forward: flattens positions in front of the units",
+    "unbatched": "flatten in forward: flattens an unbatched input",
+    "hooked BatchNorm, ignored": "1 (BatchNorm1d): forward hooks may change what passes",
+    "BatchNorm across, ignored": "1 (BatchNorm1d): normalizes along another axis than the units",
+    "BatchNorm beside another reader": "a: its activations are also normalized by bn",
+    "BatchNorm without affine": (
+        "1 (BatchNorm1d): BatchNorm without affine parameters cannot carry a scale"
+    ),
+    "BatchNorm of unknown shape": (
+        "0 (BatchNorm1d): the shape of its input is not known: pass example_inputs"
+    ),
+    "BatchNorm1d along positions": (
+        "3 (Linear): reads the activations along another axis than their units"
+    ),
+    **{
+        name: "view in forward: reshapes in a way not known to keep units apart"
+        for name, case in CASES.items()
+        if name.startswith("view") and not case.groups
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_in_full(name: str) -> None:
+    """Groups, and every reason word by word; what the plan allows keeps the function."""
+    case = CASES[name]
+    inputs = None if case.shape is None else torch.zeros(case.shape)
+    plan = enorm.trace(case.make(), inputs).under(case.rule)
+    assert groups(plan) == case.groups
+    found = [f"{skip.where}: {skip.reason}" for skip in plan.skipped]
+    assert found == ([REASONS[name]] if name in REASONS else [])
+
+
+def test_layers_in_full() -> None:
+    """What the energy counts: kinds, parameter names, depths."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()),
+        nn.Linear(8, 2),
+    )
+    assert enorm.trace(model).layers == (
+        enorm.Layer("0", "Conv2d", "0.weight", None, 1),
+        enorm.Layer("1", "BatchNorm2d", "1.weight", "1.bias", 1),
+        enorm.Layer("4", "Linear", "4.weight", "4.bias", 2),
+    )
+
+
+def test_what_a_plan_prints() -> None:
+    """Every column, and blocks where there are any."""
+
+    def code(model: Written, x: Tensor) -> object:
+        h = F.relu(model.a(x))
+        return model.b(h), model.c(torch.sigmoid(model.c(x)))
+
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2))
+    assert str(enorm.trace(model)) == (
+        "Plan: 1 group(s), 2 weight(s), depth q = 2, batchnorm='affine'\n\n"
+        "group  multiplied by d  divided by d     size\n"
+        "-----  ---------------  ---------------  ----\n"
+        "0      0                3 (blocks of 2)  3"
+    )
+    assert str(enorm.trace(Written(code))) == (
+        "Plan: 1 group(s), 3 weight(s), depth q = 2, batchnorm='affine'\n\n"
+        "group  multiplied by d  divided by d  size\n"
+        "-----  ---------------  ------------  ----\n"
+        "0      a                b             6\n\n"
+        "skipped     reason\n"
+        "----------  --------------\n"
+        "c (Linear)  called 2 times"
+    )
+    readers = Written(lambda m, x: m.b(h := F.relu(m.a(x))) + m.c(h))
+    assert "0      a                b, c          6" in str(enorm.trace(readers))
