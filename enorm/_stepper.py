@@ -25,7 +25,8 @@ class ENorm:
     ``d_i = sqrt(R_i / (c L_i))`` (Stock et al. 2019, Algorithms 1 and 2).
 
     Units with a zero norm on a side are left alone, and so are units with a non-finite norm,
-    which :attr:`nonfinite` counts.
+    which :attr:`nonfinite` counts. A layer that takes no gradient is rescaled with its neighbours,
+    for its function stays; what must not change is named in ``exclude`` of :func:`enorm.trace`.
 
     Args:
         model: the network.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from properties.implementation import Capabilities
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["docs/plans.md"])
+@pytest.mark.parametrize("name", ["docs/plans.md", "docs/adapters.md"])
 def test_examples_print_what_the_page_says(name: str) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     variables: dict[str, object] = {}
@@ -28,3 +31,11 @@ def test_examples_print_what_the_page_says(name: str) -> None:
             assert printed.getvalue() == content
             checked += 1
     assert checked == sum(kind == "text" for kind, _ in blocks) > 0
+
+
+def test_every_capability_is_documented() -> None:
+    """In the order in which they are declared."""
+    page = (ROOT / "docs/adapters.md").read_text()
+    table = page[page.index("| capability |") :]
+    documented = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert documented == [field.name for field in fields(Capabilities)]
