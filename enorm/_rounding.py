@@ -129,7 +129,8 @@ class _RunningError(fx.Interpreter):
             isinstance(one, _Bounded) for one in (*args, *kwargs.values())
         ):
             return self._plain(target, args, kwargs)
-        random = target in _DROPOUT_FUNCTIONS and _given(args, kwargs, 2, "training", True)
+        # Recorded calls of Python functions carry every option by its name.
+        random = target in _DROPOUT_FUNCTIONS and kwargs["training"]
         return self._operation(target, target.__name__, target, args, kwargs, random=random)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -138,7 +139,7 @@ class _RunningError(fx.Interpreter):
 
         if target in ("size", "dim"):
             return self._plain(call, args, kwargs)
-        if target in ("flatten", "reshape", "view", "contiguous", "clone"):
+        if target in ("flatten", "reshape", "view"):
             return self._moved(call, args, kwargs)
         return self._operation(target, target, call, args, kwargs)
 
@@ -177,7 +178,7 @@ class _RunningError(fx.Interpreter):
             return _Bounded(value, error + self._gamma(positions) * run(before, *rest, **kwargs))
         slope = getattr(operation, "negative_slope", None)
         if operation is F.leaky_relu:
-            slope = _given(args, kwargs, 1, "negative_slope", 0.01)
+            slope = kwargs["negative_slope"]
         error = bounded.error
         if slope is not None:
             steepest = max(1.0, abs(slope))
@@ -251,7 +252,3 @@ class _RunningError(fx.Interpreter):
         u = self._unit()
         accumulated = (terms + 2) * min(u, 2.0**-24)
         return accumulated / (1 - accumulated) + (4 * self.rewrites + 2) * u
-
-
-def _given(args: Any, kwargs: Any, position: int, name: str, default: Any) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)

@@ -162,6 +162,8 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "flattened by method": lambda h: h.relu().flatten(start_dim=1),
     "viewed": lambda h: h.relu().view(h.size(0), -1),
     "reshaped": lambda h: torch.reshape(h.relu(), (h.shape[0], 6)),
+    "reshaped by method": lambda h: h.relu().reshape(-1, 6),
+    "sized by name": lambda h: h.relu().view(h.size(dim=0), -1),
     "asked": lambda h: (h.relu(), h.dim())[0],
     "leaky": lambda h: F.leaky_relu(h, 0.0),
     "leaky by name": lambda h: F.leaky_relu(h, negative_slope=0.0),

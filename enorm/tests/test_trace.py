@@ -58,6 +58,19 @@ class OwnLinear(nn.Linear):
     """What it does with its weight is its own affair."""
 
 
+class TwoInputs(nn.Module):
+    """Their sum through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """As described."""
+        result: Tensor = self.fc(x + y)
+        return result
+
+
 class First(nn.Module):
     """The first of several values."""
 
@@ -395,6 +408,7 @@ ROUNDABOUT: dict[str, Callable[[Written, Tensor], Tensor]] = {
     "_parameters": lambda m, x: (
         m.b(F.relu(m.a(x))) * vars(m.a)["_parameters"]["weight"].detach().norm()
     ),
+    "keyword": lambda m, x: m.b(F.relu(m.a(x))) * torch.sum(input=next(m.b.parameters()).detach()),
     "state_dict": lambda m, x: m.b(F.relu(m.a(x))) * m.state_dict()["a.weight"].norm(),
     "functional": lambda m, x: m.b(F.relu(m.a(x))) + F.linear(x, m.b.weight),
 }
@@ -520,12 +534,20 @@ def test_tracing_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_example_inputs_that_do_not_fit() -> None:
+def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).double()
     # Of a float32 example for a float64 model only the shape is taken.
     assert len(enorm.trace(model, torch.zeros(2, 6)).groups) == 1
-    with pytest.raises(enorm.UnsupportedModel, match=r"shape \(2, 5\) do not fit the model"):
+    with pytest.raises(
+        enorm.UnsupportedModel,
+        match=r"^example_inputs of shape \(2, 5\) do not fit the model: .*reduction dim.*\.$",
+    ):
         enorm.trace(model, torch.zeros(2, 5))
+    with pytest.raises(
+        enorm.UnsupportedModel, match=r"^example_inputs of shape \(2, 5\), \(3,\) do"
+    ):
+        enorm.trace(TwoInputs(), (torch.zeros(2, 5), torch.zeros(3)))
+    assert capsys.readouterr() == ("", "")
     with pytest.raises(TypeError, match="must be a tensor or a tuple of tensors, got dict"):
         enorm.trace(model, {"x": torch.zeros(2, 6)})
     with pytest.raises(TypeError, match="exclude must be a list of module names"):

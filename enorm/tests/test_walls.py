@@ -79,10 +79,14 @@ class Case:
 
 CASES = {
     "indexed": Case(hidden(lambda h: h[:, :6])),
-    "ndim read": Case(hidden(lambda h: (h, h.ndim)[0]), GROUP_A),
-    "dtype read": Case(hidden(lambda h: (h, h.dtype)[0]), GROUP_A),
-    "device read": Case(hidden(lambda h: (h, h.device)[0]), GROUP_A),
+    "ndim read": Case(lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h.ndim)), GROUP_A),
+    "dtype read": Case(lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h.dtype)), GROUP_A),
+    "device read": Case(
+        lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h.device)), GROUP_A
+    ),
     "dim asked": Case(hidden(lambda h: (h, h.dim())[0]), GROUP_A),
+    "several values, seen": Case(hidden(lambda h: h.chunk(1, 1)[0]), shape=(5, 6)),
+    "view that hides positions": Case(hidden(lambda h: h.view(5, 6)), shape=(5, 1, 6)),
     "transposed": Case(hidden(lambda h: h.T.T)),
     "nested forward": Case(lambda: nn.Sequential(nn.Linear(6, 6), Inner(), nn.Linear(6, 6))),
     "flatten all": Case(hidden(torch.flatten)),
@@ -181,6 +185,8 @@ REASONS = {
     "flatten nothing": "flatten in forward: flattens other axes than all but the first",
     "flatten the batch": "flatten in forward: flattens other axes than all but the first",
     "indices": "max_pool1d_with_indices in forward: returns indices beside the activations",
+    "several values, seen": "chunk in forward: not known to be positively homogeneous",
+    "view that hides positions": "view in forward: flattens positions in front of the units",
     "positions in front": "flatten in forward: flattens positions in front of the units",
     "unbatched": "flatten in forward: flattens an unbatched input",
     "hooked BatchNorm, ignored": "1 (BatchNorm1d): forward hooks may change what passes",
@@ -198,7 +204,7 @@ REASONS = {
     **{
         name: "view in forward: reshapes in a way not known to keep units apart"
         for name, case in CASES.items()
-        if name.startswith("view") and not case.groups
+        if name.startswith("view") and not case.groups and "hides" not in name
     },
 }
 
