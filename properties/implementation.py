@@ -76,7 +76,7 @@ class Implementation(Protocol):
     """What the suite needs of an implementation.
 
     Models are ``nn.Sequential`` chains of :class:`properties.specs.Net`, in eval mode; they are
-    changed in place.
+    changed in place. An adapter may inherit what it does not declare.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Implementation(Protocol):
         self, model: nn.Sequential, *, p: float, c: float, batchnorm: Rule
     ) -> Iterator[None]:
         """One cycle, pausing after the update of each group; called only if declared."""
+        raise NotImplementedError
 
     def balance(
         self,
@@ -112,6 +113,7 @@ class Implementation(Protocol):
         power_of_two: bool,
     ) -> Balanced:
         """Rescale to the minimum; called only for declared solvers, ``batchnorm="affine"``."""
+        raise NotImplementedError
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from properties.implementation import Balanced, Capabilities, Order, Rule
+from properties.implementation import Capabilities, Implementation, Order, Rule
 from properties.specs import weighted
 
 _FILE = Path("enorm") / "enorm" / "enorm.py"
@@ -30,7 +30,7 @@ def commit(path: Path) -> str:
     return done.stdout.strip() or "unknown"
 
 
-class Authors:
+class Authors(Implementation):
     """Their class ``ENorm``."""
 
     name = "facebookresearch/enorm"
@@ -72,14 +72,6 @@ class Authors:
         named = [(f"layer_{index}.weight", layer.weight) for index, layer in enumerate(layers)]
         step: Callable[[], None] = self._class(named, sgd, kind, c=c, p=p).step
         return step
-
-    def updates(self, model: nn.Sequential, **options: Any) -> Iterator[None]:
-        """It has none."""
-        raise AssertionError("no group updates are declared")
-
-    def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
-        """It has none."""
-        raise AssertionError("no solver is declared")
 
 
 def load(path: Path | None) -> Authors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from properties.adapters.authors import commit
-from properties.implementation import Balanced, Capabilities, Order, Rule
+from properties.implementation import Capabilities, Implementation, Order, Rule
 
 _FILE = "enorm_reproducibility.ipynb"
 _FUNCTION = "equi_norm"
 
 
-class Notebook:
+class Notebook(Implementation):
     """Its function ``equi_norm``."""
 
     name = "jeromepl/enorm-reproducibility"
@@ -48,14 +48,6 @@ class Notebook:
     ) -> Callable[[], None]:
         """See the protocol."""
         return lambda: self._function(model, c=c, C=1, p=p)
-
-    def updates(self, model: nn.Sequential, **options: Any) -> Iterator[None]:
-        """It has none."""
-        raise AssertionError("no group updates are declared")
-
-    def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
-        """It has none."""
-        raise AssertionError("no solver is declared")
 
 
 def _function(notebook: dict[str, Any]) -> Any:

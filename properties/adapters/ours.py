@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 import enorm
-from properties.implementation import Balanced, Capabilities, Order, Rule
+from properties.implementation import Balanced, Capabilities, Implementation, Order, Rule
 
 
-class Ours:
+class Ours(Implementation):
     """``enorm.ENorm`` and ``enorm.balance_``."""
 
     name = "enorm"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from properties.implementation import Balanced, Capabilities, Order, Rule
+from properties.implementation import Capabilities, Implementation, Order, Rule
 from properties.specs import weighted
 
 
@@ -45,7 +44,7 @@ def _norms(matrix: Tensor, p: float) -> Tensor:
     return matrix.abs().pow(p).sum(1).pow(1 / p)
 
 
-class Plain:
+class Plain(Implementation):
     """The loop, with what it can do."""
 
     name = "plain loop"
@@ -64,13 +63,6 @@ class Plain:
     ) -> Callable[[], None]:
         """A function that applies one cycle each time it is called."""
         return lambda: cycle_(model, p, c)
-
-    def updates(self, model: nn.Sequential, **options: Any) -> Any:
-        """Not declared, so never called."""
-
-    def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
-        """Not declared, so never called."""
-        raise NotImplementedError
 
 
 def load(path: Path | None) -> Plain:
