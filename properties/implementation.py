@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pytest
 from torch import nn
@@ -72,11 +72,11 @@ class Balanced:
     converged: bool
 
 
-class Implementation(Protocol):
+class Implementation:
     """What the suite needs of an implementation.
 
     Models are ``nn.Sequential`` chains of :class:`properties.specs.Net`, in eval mode; they are
-    changed in place. An adapter may inherit what it does not declare.
+    changed in place. An adapter inherits what it does not declare, or has the same methods.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Implementation(Protocol):
         batchnorm: Rule,
     ) -> Callable[[], None]:
         """A function that applies one cycle each time it is called."""
+        raise NotImplementedError
 
     def updates(
         self, model: nn.Sequential, *, p: float, c: float, batchnorm: Rule
