@@ -22,7 +22,7 @@ settings.register_profile(
 )
 # For thousands of small changes to the source: a few examples each, the same ones every time.
 settings.register_profile(
-    "mutation", settings.get_profile("ci-unshrunk"), max_examples=8, database=None
+    "mutation", settings.get_profile("ci-unshrunk"), max_examples=4, database=None
 )
 # Fresh examples in the number of ci, for showing that no seed fails.
 settings.register_profile("ci-seeded", _COMMON, max_examples=60, database=None)

@@ -108,7 +108,7 @@ def page(statuses: dict[str, str], survivors: list[Survivor]) -> tuple[str, list
     listed = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     text = (
         "# Mutation score\n\nMade by `python -m properties.meta.mutation`: `mutmut` changes "
-        "`enorm/` in one place at a time; the tests\n(8 examples per property) and the type "
+        "`enorm/` in one place at a time; the tests\n(4 examples per property) and the type "
         f"checker have to notice.\n\n**{100 * caught / len(statuses):.1f} %** of {len(statuses)} "
         f"changes are noticed ({listed}).\n\n## What survives\n\n"
         "| function | was | became | why no test can or should tell |\n| --- | --- | --- | --- |\n"
