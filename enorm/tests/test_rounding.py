@@ -139,6 +139,27 @@ def test_batchnorm_in_train_mode(tracked: bool) -> None:
     assert model.training
 
 
+def test_statistics_of_half_precision_accumulate_in_float32() -> None:
+    """Values 1 and 3: mean 2, variance 1."""
+    model = nn.Sequential(nn.BatchNorm1d(1)).bfloat16()
+    x = torch.tensor([[1.0], [3.0]], dtype=torch.bfloat16)
+    s = (1 + 1e-5) ** 0.5
+    of_mean, of_s = 4 * U * 2, 10 * U * 5**0.5 / s
+    rounding = 10 * U / (1 - 10 * U) + 6 * 2.0**-8
+    expected = [
+        (of_mean + of_s / s) / (s - of_s) + rounding * (value + 2) / (s - of_s) for value in (1, 3)
+    ]
+    same(bound(model, x, training=True), torch.tensor(expected, dtype=torch.float64)[:, None])
+
+
+def test_what_is_zero_may_underflow_only() -> None:
+    """A layer, and a BatchNorm, on zeros: the smallest subnormals are all that is left."""
+    norm = nn.Sequential(nn.BatchNorm1d(1)).eval()
+    assert bound(norm, torch.zeros(1, 1)).item() == pytest.approx(TINY, rel=1e-9)
+    layer = nn.Sequential(nn.Linear(2, 1, bias=False))
+    assert bound(layer, torch.zeros(1, 2)).item() == pytest.approx(4 * TINY, rel=1e-9)
+
+
 def test_a_batch_without_variance_has_no_bound() -> None:
     norm = nn.BatchNorm1d(2, eps=1e-30)
     model, _, _, _ = two_layers(norm)

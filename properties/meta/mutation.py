@@ -67,10 +67,11 @@ def survivor(name: str) -> Survivor:
     before, after = (
         " ".join(line[1:].strip() for line in changed if line.startswith(sign)) for sign in "-+"
     )
-    # enorm._solve.xǁScalesǁcycle__mutmut_3 is Scales.cycle in _solve.
+    # enorm._solve.xǁScalesǁcycle__mutmut_3 is Scales.cycle in _solve, enorm._solve.x__cap__mutmut_1
+    # is _cap.
     path, mangled = name.removeprefix("enorm.").rsplit(".", 1)
-    function = mangled.rsplit("__mutmut_", 1)[0].removeprefix("x").lstrip("ǁ").replace("ǁ", ".")
-    return Survivor(f"{path}.{function.removeprefix('_')}", before, after)
+    function = mangled.rsplit("__mutmut_", 1)[0].removeprefix("xǁ").removeprefix("x_")
+    return Survivor(f"{path}.{function.replace('ǁ', '.')}", before, after)
 
 
 def reasons() -> list[tuple[re.Pattern[str], re.Pattern[str], str]]:
