@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,33 +13,9 @@ from hypothesis import settings
 
 from properties import replay
 from properties.implementation import current
+from properties.known_failures import FILE, known_failures
 
-KNOWN_FAILURES = Path(__file__).with_name("known_failures.toml")
 _OUTCOMES = pytest.StashKey[dict[str, str]]()
-
-
-@dataclass(frozen=True)
-class KnownFailure:
-    """A property that an implementation is known not to have.
-
-    Attributes:
-        implementation: its name.
-        property: file and function, ``test_edges.py::test_dead_units_are_left_alone``.
-        reason: what it does instead.
-        link: where that can be read.
-        deterministic: whether the property fails in every run, so that a pass is an error.
-    """
-
-    implementation: str
-    property: str
-    reason: str
-    link: str
-    deterministic: bool = True
-
-
-def known_failures() -> list[KnownFailure]:
-    """All entries of the file, for whatever implementation."""
-    return [KnownFailure(**entry) for entry in tomllib.loads(KNOWN_FAILURES.read_text())["failure"]]
 
 
 def property_of(item: pytest.Item) -> str:
@@ -63,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
         if whole and not found:
             raise pytest.UsageError(
-                f"{KNOWN_FAILURES.name}: no property is called {entry.property}; correct the entry"
+                f"{FILE.name}: no property is called {entry.property}; correct the entry"
             )
 
 

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from properties.known_failures import known_failures
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "conformance.md"
 _SIGNS = {"passed": "holds", "failed": "FAILS", "not applicable": "–", "known failure": "fails"}
@@ -70,8 +72,6 @@ def render(reports: list[dict[str, Any]]) -> str:
         if any(counts):
             lines.append(_row([f"count of “{sign}”", *map(str, counts)]))
     lines += ["", "## Known failures", ""]
-    from properties.conftest import known_failures
-
     for entry in known_failures():
         title = entry.property.split("::")[1].removeprefix("test_").replace("_", " ")
         lines.append(f"- [{entry.implementation}]({entry.link}), {title}: {entry.reason}.")
