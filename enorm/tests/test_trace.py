@@ -408,7 +408,7 @@ ROUNDABOUT: dict[str, Callable[[Written, Tensor], Tensor]] = {
     "_parameters": lambda m, x: (
         m.b(F.relu(m.a(x))) * vars(m.a)["_parameters"]["weight"].detach().norm()
     ),
-    "keyword": lambda m, x: m.b(F.relu(m.a(x))) * torch.sum(input=next(m.b.parameters()).detach()),
+    "keyword": lambda m, x: m.b(F.relu(m.a(x))) * torch.sum(input=next(m.b.parameters())),
     "state_dict": lambda m, x: m.b(F.relu(m.a(x))) * m.state_dict()["a.weight"].norm(),
     "functional": lambda m, x: m.b(F.relu(m.a(x))) + F.linear(x, m.b.weight),
 }
