@@ -161,14 +161,10 @@ class ENorm:
 
     def _solve(self) -> tuple[Scales, Tensor]:
         """Scales after the cycles, in the cheapest representation that holds the masses."""
-        on_cpu = self.nonfinite.device.type == "cpu"
-        ladder: list[Precision] = ["float32", "float64", "log"]
-        widths = [self._tensors[term.weight].element_size() for term in self._problem.terms]
-        if max(widths) > 4:
-            ladder.remove("float32")
-        if not on_cpu:
-            # A range check would synchronise the device, so take what is safe for every input.
-            ladder = ["float64"] if max(widths) <= 4 and self._problem.p <= 2 else ["log"]
+        widest = max(self._tensors[term.weight].element_size() for term in self._problem.terms)
+        # A range check would synchronise any other device.
+        checked = self.nonfinite.device.type == "cpu"
+        ladder = precisions(widest, self._problem.p, checked=checked)
         if self._precision in ladder:
             # Dead units or extreme scales were met before: do not try in vain at every step.
             ladder = ladder[ladder.index(self._precision) :]
@@ -185,6 +181,21 @@ class ENorm:
                 break
             self._precision = ladder[ladder.index(precision) + 1]
         return scales, torch.stack(bad).sum()
+
+
+def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
+    """Representations of masses to try in turn, cheapest first.
+
+    Args:
+        widest: bytes of an entry of the widest weight.
+        p: the norm's exponent.
+        checked: whether a sum that left its range is noticed; otherwise one representation has to
+            hold all finite weights.
+    """
+    if checked:
+        return ["float64", "log"] if widest > 4 else ["float32", "float64", "log"]
+    # Squares of float32 weights and scales stay within float64's range.
+    return ["float64"] if widest <= 4 and p <= 2 else ["log"]
 
 
 def _split(name: str) -> tuple[list[str], str]:

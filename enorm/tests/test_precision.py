@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import enorm
+from enorm._stepper import precisions
 from properties import oracle, tolerances
 from properties.oracle import chain
 from properties.specs import Hidden, Net
@@ -64,3 +65,33 @@ def test_two_batchnorms_of_one_width_do_not_share_memory() -> None:
     gamma = model.get_parameter("1.weight")[0].item()
     assert expected[0].gamma is not None
     assert abs(gamma / expected[0].gamma[0].item() - 1) < 1e-5
+
+
+def test_what_is_tried_in_which_order() -> None:
+    """On a CPU from cheap to safe; elsewhere, unchecked, what is safe for every finite weight."""
+    assert precisions(2, 7.0, checked=True) == ["float32", "float64", "log"]
+    assert precisions(4, 2.0, checked=True) == ["float32", "float64", "log"]
+    assert precisions(8, 2.0, checked=True) == ["float64", "log"]
+    assert precisions(2, 2.0, checked=False) == ["float64"]
+    assert precisions(4, 2.0, checked=False) == ["float64"]
+    assert precisions(4, 2.5, checked=False) == ["log"]
+    assert precisions(8, 2.0, checked=False) == ["log"]
+
+
+def test_the_cheapest_is_enough_for_ordinary_weights() -> None:
+    """Nothing is remembered of a step that stayed within float32's range."""
+    net = Net(inputs=4, hidden=(Hidden(out=5), Hidden(out=5)), dtype="float32")
+    stepper = enorm.ENorm(net.build())
+    stepper.step()
+    assert stepper.state_dict()["precision"] is None
+
+
+def test_steps_use_their_memory_again() -> None:
+    """Two weights of one shape need two buffers at once at most, and no more in later steps."""
+    net = Net(inputs=5, hidden=tuple(Hidden(out=5) for _ in range(5)), outputs=5, dtype="float32")
+    stepper = enorm.ENorm(net.build())
+    counts = []
+    for _ in range(3):
+        stepper.step()
+        counts.append([len(buffers) for buffers in stepper._workspace._free.values()])
+    assert counts == [[2]] * 3

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 
 import enorm
-from enorm.reference import ChainLayer
 from properties.specs import Hidden, Net
 from properties.strategies import ALL_DTYPES, nets
 
@@ -30,18 +29,3 @@ def test_the_bound_is_tight_enough_to_fail() -> None:
         after.get_parameter("2.weight").mul_(1.001)
     assert enorm.verify(before, after, net.draw_inputs()).ok is False
     assert enorm.verify(before, before, net.draw_inputs()).error == 0
-
-
-def test_reference_by_hand() -> None:
-    """Two weights 2 and 8: d = sqrt(8 / 2) = 2 makes both 4."""
-    layers = [
-        ChainLayer(torch.tensor([[2.0]]), torch.tensor([3.0])),
-        ChainLayer(torch.tensor([[8.0]])),
-    ]
-    after, scales = enorm.reference.cycle(layers)
-    assert scales == [[2.0]]
-    assert after[0].weight.item() == 4
-    assert after[0].bias is not None
-    assert after[0].bias.item() == 6
-    assert after[1].weight.item() == 4
-    assert layers[0].weight.item() == 2
