@@ -72,7 +72,10 @@ def render(reports: list[dict[str, Any]]) -> str:
         if any(counts):
             lines.append(_row([f"count of “{sign}”", *map(str, counts)]))
     lines += ["", "## Known failures", ""]
+    shown = {report["implementation"] for report in reports}
     for entry in known_failures():
+        if entry.implementation not in shown:
+            continue
         title = entry.property.split("::")[1].removeprefix("test_").replace("_", " ")
         lines.append(f"- [{entry.implementation}]({entry.link}), {title}: {entry.reason}.")
     return "\n".join(lines) + "\n"
