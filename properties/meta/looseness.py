@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,11 +20,15 @@ from properties.strategies import C_FACTORS, P_NORMS, nets
 
 @dataclass(frozen=True)
 class Cycle:
-    """A network before and after one cycle whose norms and weights are of its own dtype."""
+    """A network before and after one cycle whose norms and weights are of its own dtype.
+
+    ``energies`` are those before this cycle, after it, and after each of some more.
+    """
 
     net: Net
     before: torch.nn.Sequential
     after: torch.nn.Sequential
+    energies: tuple[float, ...]
     p: float
     c: float
 
@@ -43,16 +48,17 @@ def of_weights(cycle: Cycle) -> float:
 
 
 def of_energy(cycle: Cycle) -> float:
-    """Rise of the energy, over what rounding explains; none is zero."""
-    before, after = (
-        oracle.energy(model, cycle.p, cycle.c) for model in (cycle.before, cycle.after)
-    )
+    """Largest rise of the energy in a cycle, over what rounding explains."""
     dtype = cycle.net.torch_dtype
     weights = sum(parameter.numel() for parameter in cycle.before.parameters())
     largest = max(1.0, cycle.c) ** (cycle.p * (len(cycle.net.hidden) + 1))
     below = largest * tolerances.underflow(dtype, cycle.p, weights)
-    rise = max(0.0, after - before)
-    return float(rise / (before * tolerances.energy(dtype, cycle.p) + below))
+    allowed = tolerances.energy(dtype, cycle.p)
+    rises = [
+        max(0.0, then - now) / (now * allowed + below)
+        for now, then in itertools.pairwise(cycle.energies)
+    ]
+    return float(max(rises))
 
 
 def of_function(cycle: Cycle, training: bool = False) -> float:
@@ -89,8 +95,13 @@ def ratios(dtype: str, examples: int) -> dict[str, list[float]]:
         before = net.build()
         after = copy.deepcopy(before)
         cycle_(after, p, c, accumulate)
+        energies = [oracle.energy(model, p, c) for model in (before, after)]
+        further = copy.deepcopy(after)
+        for _ in range(30):
+            cycle_(further, p, c, accumulate)
+            energies.append(oracle.energy(further, p, c))
         for name, ratio in BOUNDS.items():
-            found[name].append(ratio(Cycle(net, before, after, p, c)))
+            found[name].append(ratio(Cycle(net, before, after, tuple(energies), p, c)))
 
     draw()
     return found
