@@ -97,6 +97,15 @@ def test_an_implementation_that_cannot_be_loaded_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_another_implementation_is_not_asked_about_the_suite(copied: Path) -> None:
+    """Its run holds the properties alone."""
+    done = run_suite(
+        copied, "--enorm-impl=properties.adapters.plain:load", "--collect-only", "properties"
+    )
+    assert "properties/test_function.py::test_cycles_keep_the_function" in done.stdout
+    assert "properties/meta" not in done.stdout
+
+
 def test_a_failure_replays_from_its_output_alone(tmp_path: Path) -> None:
     """In the broken copy the command fails with the same numbers; here the property holds."""
     plant(next(mutant for mutant in MUTANTS if mutant.name == "bias not scaled"), tmp_path)
