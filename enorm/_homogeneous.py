@@ -97,4 +97,4 @@ def pooled_axes(operation: nn.Module | Any) -> int | None:
     """How many trailing axes ``operation`` pools, or None if it is no pooling."""
     if isinstance(operation, nn.Module):
         return _POOLING_MODULES.get(type(operation))
-    return None if isinstance(operation, str) else _POOLING_FUNCTIONS.get(operation)
+    return _POOLING_FUNCTIONS.get(operation)

@@ -324,9 +324,7 @@ class _Walk:
             return 4
         if kind is nn.BatchNorm3d:
             return 5
-        if signal is None:
-            return None
-        return 1 - signal.axis if signal.axis != -1 else 2
+        return None if signal is None else 1 - signal.axis
 
     def _flatten(self, node: fx.Node, start: Any, end: Any) -> _Signal | None:
         signal = self._only_signal(node)

@@ -19,7 +19,7 @@ from enorm._balance import Solver
 from properties import oracle, tolerances
 from properties.specs import Hidden, Net
 from properties.strategies import C_FACTORS, P_NORMS, nets
-from properties.test_optimizer_state import gradient_steps
+from properties.test_optimizer_state import DECLARED, both_ways, gradient_steps
 
 NET = Net(inputs=3, hidden=(Hidden(out=4), Hidden(out=4)), seed=6)
 
@@ -405,6 +405,21 @@ def test_balance_carries_the_optimizers_state() -> None:
     assert not torch.allclose(weight, model.get_parameter("2.weight"))
     for old, new in zip(before, products(), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("kind", DECLARED)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_state_of_every_optimizer_commutes_with_a_cycle(kind: str, dtype: str) -> None:
+    """On one network without zero gradients; the property draws many."""
+    hidden = (Hidden(out=4, slope=0.1, bias=False),)
+    net = Net(inputs=3, hidden=hidden, head_bias=False, decades=1, dtype=dtype, seed=4)
+    (_, one), (_, other) = both_ways(net, kind, 1.2, 2)
+    assert one.keys() == other.keys() != set()
+    for name, buffer in one.items():
+        rtol = 1e-9 if dtype == "float64" else 1e-3
+        torch.testing.assert_close(
+            buffer, other[name], rtol=rtol, atol=rtol * buffer.abs().max().item()
+        )
 
 
 def test_balance_with_an_exact_tolerance() -> None:

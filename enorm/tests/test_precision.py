@@ -95,3 +95,15 @@ def test_steps_use_their_memory_again() -> None:
         stepper.step()
         counts.append([len(buffers) for buffers in stepper._workspace._free.values()])
     assert counts == [[2]] * 3
+
+
+def test_scales_near_the_end_of_float64() -> None:
+    """1e-300 and 1e300: d is 1e300, whose square no float64 holds."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    model.double()
+    nn.init.constant_(model.get_parameter("0.weight"), 1e-300)
+    nn.init.constant_(model.get_parameter("2.weight"), 1e300)
+    result = enorm.balance_(model)
+    assert result.converged
+    for name in ("0.weight", "2.weight"):
+        assert abs(model.get_parameter(name).item() - 1) < 1e-12

@@ -233,6 +233,12 @@ def test_layers_in_full() -> None:
     )
 
 
+def test_batchnorm_without_a_bias_names_none() -> None:
+    plan = enorm.trace(CASES["BatchNorm without bias"].make())
+    assert [producer.bias for group in plan.groups for producer in group.producers] == [None]
+    assert [layer.bias for layer in plan.layers] == ["0.bias", None, "3.bias"]
+
+
 def test_what_a_plan_prints() -> None:
     """Every column, and blocks where there are any."""
 

@@ -86,6 +86,7 @@ def reasons() -> list[tuple[re.Pattern[str], re.Pattern[str], str]]:
 def page(statuses: dict[str, str], survivors: list[Survivor]) -> tuple[str, list[str]]:
     """The page, and what is wrong with the reasons: one that is missing, or that fits nothing."""
     counts = Counter(statuses.values())
+    tried = len(statuses) - counts["not checked"]
     caught = sum(counts[status] for status in _CAUGHT)
     known = reasons()
     used = set()
@@ -110,8 +111,8 @@ def page(statuses: dict[str, str], survivors: list[Survivor]) -> tuple[str, list
     text = (
         "# Mutation score\n\nMade by `python -m properties.meta.mutation`: `mutmut` changes "
         "`enorm/` in one place at a time; the tests\n(4 examples per property) and the type "
-        f"checker have to notice.\n\n**{100 * caught / len(statuses):.1f} %** of {len(statuses)} "
-        f"changes are noticed ({listed}).\n\n## What survives\n\n"
+        f"checker have to notice.\n\n**{100 * caught / tried:.1f} %** of {tried} changes are "
+        f"noticed ({listed}).\n\n## What survives\n\n"
         "| function | was | became | why no test can or should tell |\n| --- | --- | --- | --- |\n"
     )
     return text + "\n".join(rows) + "\n", wrong
@@ -130,7 +131,7 @@ def main() -> int:
             check=True,
         )
     statuses = results()
-    alive = [name for name, status in statuses.items() if status not in _CAUGHT]
+    alive = [name for name, status in statuses.items() if status == "survived"]
     text, wrong = page(statuses, [survivor(name) for name in alive])
     PAGE.write_text(text)
     print(f"written: {PAGE}")
