@@ -6,6 +6,7 @@ then takes no part.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -121,6 +122,17 @@ def settle(
 def fan_in(model: nn.Module) -> int:
     """Sum over all groups of the number of terms in their norms, at most all weights twice."""
     return sum(2 * parameter[0].numel() for parameter in model.parameters() if parameter.dim() > 1)
+
+
+def in_range(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether no layer's output, taken in float64, comes near the largest number of the dtype."""
+    found = [0.0]
+    wide = copy.deepcopy(model).double()
+    for module in wide.modules():
+        module.register_forward_hook(lambda _m, _i, out: found.append(out.abs().max().item()))
+    with torch.no_grad():
+        wide(inputs.double())
+    return max(found) < torch.finfo(inputs.dtype).max / 4
 
 
 def assert_same(

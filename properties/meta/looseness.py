@@ -63,7 +63,10 @@ def of_energy(cycle: Cycle) -> float:
 
 def of_function(cycle: Cycle, training: bool = False) -> float:
     """Difference of an output, over the bound; zero where none is promised."""
-    found = enorm.verify(cycle.before, cycle.after, cycle.net.draw_inputs(), training=training)
+    inputs = cycle.net.draw_inputs()
+    if not all(oracle.in_range(model, inputs) for model in (cycle.before, cycle.after)):
+        return 0.0
+    found = enorm.verify(cycle.before, cycle.after, inputs, training=training)
     return 0.0 if found.ratio is None else found.ratio
 
 
