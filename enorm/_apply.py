@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def write_(
     optimizer: Optimizer | None = None,
     *,
     moderate: bool = False,
+    inverse: Collection[str] = (),
 ) -> None:
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
@@ -82,14 +83,16 @@ def write_(
         moderate: whether no weight is above 2^100, so that one factor alone cannot take it out
             of float32's range before the other brings it back. Entries below 2^-102 may then lose
             digits: at most 2^-125 each.
+        inverse: parameters whose optimiser state goes with ``d`` to the opposite power.
     """
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
     widest = torch.cat(list(z)).abs().amax().item() if moderate and on_cpu else math.inf
     for target in _targets(plan):
         parameter = tensors[target.name]
-        scaled = [(parameter, 1), *_state(parameter, optimizer)]
-        for tensor, power in scaled:
+        sign = -1 if target.name in inverse else 1
+        state = [(buffer, sign * power) for buffer, power in _state(parameter, optimizer)]
+        for tensor, power in [(parameter, 1), *state]:
             narrow = abs(power) * widest <= _NARROW
             if narrow and tensor.dtype in (torch.float32, torch.float64):
                 _scale_narrow_(tensor, target, z, power)

@@ -13,6 +13,7 @@ from enorm._apply import check_optimizer, write_
 from enorm._balance import check_count, check_exponents
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._precondition import BiasPreconditioner
 from enorm._solve import Order, Scales, build_problem
 from enorm._trace import trace
 
@@ -41,6 +42,11 @@ class ENorm:
         every: act on every so many-th call of :meth:`step`.
         order: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same weights.
         batchnorm: ``"affine"`` keeps the function; ``"ignore"`` is the published rule.
+        precondition_bias: let rescaled biases learn as if they had not been. A bias of a unit
+            whose scales have multiplied to ``a`` since construction learns at ``lr / a²`` of its
+            original scale, which diverges in deep networks with c > 1. With True, ``a²``
+            multiplies its gradient while the optimizer steps, and its momentum goes with ``d``.
+            For ``torch.optim.SGD`` without closures.
 
     Attributes:
         plan: the plan under the BatchNorm rule in use.
@@ -48,9 +54,10 @@ class ENorm:
             non-finite norm, counted once per cycle. Reading it may synchronise; stepping does not.
 
     Raises:
-        ValueError: an argument is out of its range, or the plan has no groups or belongs to
-            another model.
-        TypeError: the optimizer's state is of an unknown kind.
+        ValueError: an argument is out of its range, the plan has no groups or belongs to another
+            model, or ``precondition_bias`` has no optimizer.
+        TypeError: the optimizer's state is of an unknown kind, or ``precondition_bias`` is asked
+            for with another optimizer than SGD.
         UnsupportedModel: the model cannot be traced.
     """
 
@@ -66,6 +73,7 @@ class ENorm:
         every: int = 1,
         order: Order = "cyclic",
         batchnorm: BatchNormRule = "affine",
+        precondition_bias: bool = False,
     ) -> None:
         check_exponents(p, c)
         for name, value in (("cycles", cycles), ("every", every)):
@@ -88,6 +96,12 @@ class ENorm:
         self._workspace = Workspace()
         self._precision: Precision | None = None
         self._hook: RemovableHandle | None = None
+        self._preconditioner: BiasPreconditioner | None = None
+        if precondition_bias:
+            sizes = [group.size for group in self.plan.groups]
+            self._preconditioner = BiasPreconditioner(
+                self._problem.biases, self._tensors, sizes, optimizer
+            )
         first = next(self.plan.parameter_names())
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=self._tensors[first].device)
 
@@ -105,7 +119,12 @@ class ENorm:
         scales, bad = self._solve()
         # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
         moderate = scales.precision == "float32" and self._problem.p >= 1
-        write_(self.plan, self._tensors, scales.scales(), self._optimizer, moderate=moderate)
+        z = scales.scales()
+        preconditioner = self._preconditioner
+        inverse = frozenset() if preconditioner is None else preconditioner.names
+        write_(self.plan, self._tensors, z, self._optimizer, moderate=moderate, inverse=inverse)
+        if preconditioner is not None:
+            preconditioner.advance(z)
         self.nonfinite += bad.to(torch.int64)
 
     def _check_parameters(self) -> None:
@@ -137,12 +156,17 @@ class ENorm:
         return self._hook
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: calls so far, units left alone, which parameters are scaled."""
+        """What a checkpoint needs.
+
+        Calls so far, units left alone, which parameters are scaled, and with
+        ``precondition_bias`` the product of each unit's scales, as ``log2 a`` per group.
+        """
         return {
             "calls": self._calls,
             "nonfinite": int(self.nonfinite),
             "precision": self._precision,
             "parameters": list(self.plan.parameter_names()),
+            "log2_a": self._log2_a(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -155,9 +179,22 @@ class ENorm:
             raise ValueError(f"this is no state of an ENorm: its keys are {list(state)}")
         if state["parameters"] != list(self.plan.parameter_names()):
             raise ValueError("state belongs to an ENorm that scales other parameters")
+        if (state["log2_a"] is None) != (self._preconditioner is None):
+            raise ValueError(
+                "state belongs to an ENorm with precondition_bias="
+                f"{state['log2_a'] is not None}: build this one alike"
+            )
+        if self._preconditioner is not None:
+            for mine, saved in zip(self._preconditioner.log2_a, state["log2_a"], strict=True):
+                mine.copy_(saved)
         self._calls = state["calls"]
         self._precision = state["precision"]
         self.nonfinite.fill_(state["nonfinite"])
+
+    def _log2_a(self) -> list[Tensor] | None:
+        if self._preconditioner is None:
+            return None
+        return [log2_a.clone() for log2_a in self._preconditioner.log2_a]
 
     def _solve(self) -> tuple[Scales, Tensor]:
         """Scales after the cycles, in the cheapest representation that holds the masses."""

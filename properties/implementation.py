@@ -44,6 +44,7 @@ class Capabilities:
         batchnorm: rules that it can follow: ``affine`` keeps the function, ``ignore`` does not.
         momentum: optimizers of ``torch.optim`` whose state it carries, by name; SGD's is momentum.
         group_updates: whether it can be asked for one group at a time.
+        precondition_bias: whether it can let biases learn, with SGD, as if never rescaled.
         dtypes: names of the parameters' dtypes that it takes.
         solvers: of its own way to the minimum; empty if it has cycles only.
         power_of_two: whether its solvers can be restricted to scales 2^n.
@@ -59,6 +60,7 @@ class Capabilities:
     batchnorm: tuple[Rule, ...] = ()
     momentum: tuple[str, ...] = ()
     group_updates: bool = False
+    precondition_bias: bool = False
     dtypes: tuple[str, ...] = ("float64", "float32")
     solvers: tuple[str, ...] = ()
     power_of_two: bool = False
@@ -94,6 +96,19 @@ class Implementation:
         batchnorm: Rule,
     ) -> Callable[[], None]:
         """A function that applies one cycle each time it is called."""
+        raise NotImplementedError
+
+    def preconditioned(
+        self,
+        model: nn.Sequential,
+        optimizer: Optimizer,
+        *,
+        p: float,
+        c: float,
+        order: Order,
+        batchnorm: Rule,
+    ) -> Callable[[], None]:
+        """As ``stepper``, with biases that learn as if never rescaled; called only if declared."""
         raise NotImplementedError
 
     def updates(

@@ -360,6 +360,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "cycles": 1,
         "every": 1,
         "order": "cyclic",
+        "precondition_bias": False,
     }
     assert defaults(enorm.trace) == {"example_inputs": None, "strict": False, "exclude": ()}
     assert defaults(enorm.verify) == {"rewrites": 1, "training": False}

@@ -26,6 +26,7 @@ class Ours(Implementation):
             *("RMSprop", "Rprop", "Adagrad", "Adadelta", "Muon"),
         ),
         group_updates=True,
+        precondition_bias=True,
         dtypes=("float64", "float32", "bfloat16", "float16"),
         solvers=("sor", "cyclic", "jacobi"),
         power_of_two=True,
@@ -43,6 +44,21 @@ class Ours(Implementation):
     ) -> Callable[[], None]:
         """See the protocol."""
         return enorm.ENorm(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm).step
+
+    def preconditioned(
+        self,
+        model: nn.Sequential,
+        optimizer: Optimizer,
+        *,
+        p: float,
+        c: float,
+        order: Order,
+        batchnorm: Rule,
+    ) -> Callable[[], None]:
+        """See the protocol."""
+        return enorm.ENorm(
+            model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm, precondition_bias=True
+        ).step
 
     def updates(
         self, model: nn.Sequential, *, p: float, c: float, batchnorm: Rule

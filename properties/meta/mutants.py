@@ -54,6 +54,7 @@ _POWERS = "test_energy.py::test_powers_of_two_converge_without_raising_the_energ
 _MOMENTUM = "test_optimizer_state.py::test_state_commutes_with_cycles"
 _DEAD = "test_edges.py::test_dead_units_are_left_alone"
 _STAY = "test_edges.py::test_parameters_stay_themselves"
+_BIASES = "test_precondition.py::test_biases_learn_as_if_never_rescaled"
 _RATE = "test_rate.py::test_linear_rate_is_youngs"
 
 MUTANTS = (
@@ -311,6 +312,27 @@ MUTANTS = (
         "largest = torch.cat(steps).abs().amax() * math.log(2)",
         "largest = torch.cat(steps).abs().amax() * math.log(2) * 1e-5",
         _SOLVERS,
+    ),
+    Mutant(
+        "bias gradient multiplied by a, not by a²",
+        "_precondition.py",
+        "gradient.double() * a * a",
+        "gradient.double() * a",
+        _BIASES,
+    ),
+    Mutant(
+        "only the last cycle's scales counted for a",
+        "_precondition.py",
+        "log2_a += step",
+        "log2_a.copy_(step)",
+        _BIASES,
+    ),
+    Mutant(
+        "momentum of preconditioned biases scaled as any other",
+        "_stepper.py",
+        "inverse = frozenset() if",
+        "inverse = frozenset() if True or",
+        _BIASES,
     ),
 )
 

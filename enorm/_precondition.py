@@ -1,0 +1,103 @@
+"""Biases that learn as if no cycle had ever rescaled them.
+
+A bias of a unit whose scales have multiplied to ``a`` stands at ``b' = a b``, and its gradient
+is ``1/a`` of that of ``b``. So a plain step on ``b'`` moves ``b`` with learning rate ``lr / a²``,
+which diverges once c > 1 has made ``a`` small. A gradient multiplied by ``a²`` moves ``b'`` by
+``a`` times what ``b`` would have moved; weight decay, ``λ b' = a λ b``, is in step already.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+from torch.optim import Optimizer
+
+
+class BiasPreconditioner:
+    """Multiplies gradients of scaled biases by ``a²`` for the time of each optimizer step.
+
+    Its hooks end with it.
+
+    Args:
+        biases: names of the biases of each group.
+        tensors: the parameters by name.
+        sizes: units of each group.
+        optimizer: the optimizer; its momentum of these biases then goes with ``d``.
+
+    Attributes:
+        log2_a: ``log2 a`` per group, shape ``(size,)`` float64, on the biases' device.
+
+    Raises:
+        ValueError: there is no optimizer.
+        TypeError: it is not ``torch.optim.SGD``.
+    """
+
+    def __init__(
+        self,
+        biases: Sequence[Sequence[str]],
+        tensors: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        optimizer: Optimizer | None,
+    ) -> None:
+        if optimizer is None:
+            raise ValueError("precondition_bias needs the optimizer: ENorm(model, optimizer, ...)")
+        if type(optimizer) is not optim.SGD:
+            raise TypeError(
+                f"precondition_bias needs torch.optim.SGD, got {type(optimizer).__name__}: "
+                "others do not step in proportion to the gradient"
+            )
+        device = next(iter(tensors.values())).device
+        self.names = frozenset(name for names in biases for name in names)
+        self.log2_a = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
+        self._biases = [[tensors[name] for name in names] for names in biases]
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        this = weakref.ref(self)
+
+        def before(_optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if (preconditioner := this()) is not None:
+                preconditioner._multiply(args, kwargs)
+
+        def after(*_: Any) -> None:
+            if (preconditioner := this()) is not None:
+                preconditioner._restore()
+
+        for handle in (
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+        ):
+            weakref.finalize(self, handle.remove)
+
+    def advance(self, z: Sequence[Tensor]) -> None:
+        """A cycle has multiplied the units of each group by ``2^z``."""
+        for log2_a, step in zip(self.log2_a, z, strict=True):
+            log2_a += step
+
+    @torch.no_grad()
+    def _multiply(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The optimizer itself is the first argument.
+        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
+            raise ValueError(
+                "precondition_bias takes no closure, whose gradients it could not reach: "
+                "call backward() and then optimizer.step()"
+            )
+        self._kept = [(gradient, gradient.clone()) for gradient, _ in self._gradients()]
+        for gradient, log2_a in self._gradients():
+            a = log2_a.exp2()
+            # One a after the other: a² alone may leave float64's range, and 0 · ∞ is NaN.
+            gradient.copy_(gradient.double() * a * a)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for gradient, kept in self._kept:
+            gradient.copy_(kept)
+        self._kept = []
+
+    def _gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for biases, log2_a in zip(self._biases, self.log2_a, strict=True):
+            for bias in biases:
+                if bias.grad is not None:
+                    yield bias.grad, log2_a
