@@ -52,6 +52,8 @@ class ENorm:
         plan: the plan under the BatchNorm rule in use.
         nonfinite: 0-d int64 tensor on the model's device: units left alone so far because of a
             non-finite norm, counted once per cycle. Reading it may synchronise; stepping does not.
+        log2_scales: ``log2 d`` that the last step applied, one ``(size,)`` float64 tensor per
+            group of the plan; empty before the first.
 
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
@@ -93,6 +95,7 @@ class ENorm:
         self._problem = build_problem(self.plan, p, c)
         self._cycles, self._every, self._order = cycles, every, order
         self._calls = 0
+        self.log2_scales: tuple[Tensor, ...] = ()
         self._workspace = Workspace()
         self._precision: Precision | None = None
         self._hook: RemovableHandle | None = None
@@ -120,6 +123,7 @@ class ENorm:
         # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
         moderate = scales.precision == "float32" and self._problem.p >= 1
         z = scales.scales()
+        self.log2_scales = tuple(z)
         preconditioner = self._preconditioner
         inverse = frozenset() if preconditioner is None else preconditioner.names
         write_(self.plan, self._tensors, z, self._optimizer, moderate=moderate, inverse=inverse)

@@ -4,49 +4,55 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from repro import figure, page, table
+from repro import gate, page
 from repro.data import DataError, load
-from repro.records import Record, write_atomically
-from repro.spec import METHODS, PRESETS, Method, Preset, RunSpec
+from repro.experiments import Experiment
+from repro.page import Report
+from repro.spec import METHODS, PRESETS
 from repro.sweep import run_all
 
-MakeSpecs = Callable[[Preset, int, Sequence[int], Sequence[Method]], list[RunSpec]]
 
-
-def main(name: str, title: str, make_specs: MakeSpecs, arguments: Sequence[str] | None) -> int:
+def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
     """Run an experiment from its command line.
 
     Args:
-        name: module and file name, such as "figure2".
-        title: its name on outputs, such as "Figure 2".
-        make_specs: the runs for a preset, a number of seeds, depths and methods.
+        experiment: what to run.
         arguments: the command line; None takes the process's own.
 
     Returns:
-        The exit status: 0, 2 where the request cannot be met, 130 where it was interrupted.
+        The exit status: 0; 1 where ``--gate`` finds a difference; 2 where the request cannot be
+        met or nothing was measured; 130 where it was interrupted.
     """
-    parser = _parser(name, title)
-    options = parser.parse_args(arguments)
+    name = experiment.name
+    options = _parser(experiment).parse_args(arguments)
     preset = PRESETS[options.preset]
+    if options.epochs is not None:
+        preset = replace(preset, epochs=options.epochs)
     source = options.data or preset.data
-    out: Path = options.out or Path("results") / name
-    depths = options.depths or preset.depths
+    out: Path = options.out or Path("results") / preset.name
+    ids = options.methods or [series.id for series in experiment.series]
     given = list(arguments if arguments is not None else sys.argv[1:])
     try:
         device = _device(options.device)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         seeds = preset.seeds if options.seeds is None else options.seeds
-        specs = make_specs(preset, seeds, depths, options.methods)
+        specs = experiment.specs(preset, seeds, options.depths, ids)
         images = load(source)
-        print(f"{title}, preset {preset.name}: {len(specs)} runs on {images.form}", file=sys.stderr)
+        print(
+            f"{experiment.title}, preset {preset.name}: {len(specs)} runs on {images.form}",
+            file=sys.stderr,
+        )
         done = run_all(specs, images, out / "records", device)
-        write_outputs(name, title, done, out, f"python -m repro.{name} {_shown(given, source)}")
+        report = page.write(out, f"python -m repro.{name} {_shown(given, source)}")
+        tell(report, out, name)
+        return gate.check(done, report, preset) if options.gate else 0
     except (DataError, ValueError) as error:
         return _fail(name, str(error))
     except OSError as error:
@@ -55,25 +61,27 @@ def main(name: str, title: str, make_specs: MakeSpecs, arguments: Sequence[str] 
         text = f"{name}: stopped; finished runs are in {out / 'records'}, the same command goes on"
         print(f"\n{text}", file=sys.stderr)
         return 130
-    return 0
 
 
-def write_outputs(name: str, title: str, done: Sequence[Record], out: Path, command: str) -> None:
-    """Table, figures and page of ``done``, and the table on standard output."""
-    heading = page.heading(title, done)
-    rows = table.summary(done)
-    write_atomically(out / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g").encode())
-    figure.save(figure.accuracy_figure(done, heading), out / name)
-    figure.save(figure.curves_figure(done, heading), out / f"{name}-curves")
-    write_atomically(out / f"{name}.html", page.render(title, done, command).encode())
-    print(heading)
-    print(rows.to_string(index=False, float_format="%.2f", na_rep="-"))
-    print(f"written: {out}/{name}.csv, .png, .svg, .html, {name}-curves.png, .svg and records/")
+def tell(report: Report, out: Path, name: str | None = None) -> None:
+    """Print an experiment's table (None: all) and the verdicts."""
+    for section in report.sections:
+        if name in (None, section.experiment.name):
+            print(section.heading)
+            if len(section.rows):
+                print(section.rows.to_string(index=False, float_format="%.2f", na_rep="-"))
+    for finding in report.findings:
+        if finding.verdict != "not run":
+            effect = f" ({finding.effect})" if finding.effect else ""
+            print(f"{finding.verdict}: {finding.claim.text}{effect}")
+    print(f"written: tables, figures and report.html in {out}/, runs in {out}/records/")
 
 
-def _parser(name: str, title: str) -> argparse.ArgumentParser:
+def _parser(experiment: Experiment) -> argparse.ArgumentParser:
+    name = experiment.name
+    ids = [series.id for series in experiment.series]
     parser = argparse.ArgumentParser(
-        prog=f"python -m repro.{name}", description=f"{title} of the report, run again."
+        prog=f"python -m repro.{name}", description=f"{experiment.title} of the report, run again."
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N − 1")
@@ -84,10 +92,24 @@ def _parser(name: str, title: str) -> argparse.ArgumentParser:
         "(default: cifar10; with --preset quick: synthetic)",
     )
     parser.add_argument("--depths", type=int, nargs="+", metavar="D", help="intermediary layers")
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
+    parser.add_argument(
+        "--methods",
+        choices=list(dict.fromkeys([*METHODS, *ids])),
+        nargs="+",
+        metavar="M",
+        help=f"all series of a method ({', '.join(METHODS)}) or single ones ({', '.join(ids)})",
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, metavar="E", help="instead of the preset's; 1 shows divergence"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: results/{name}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/PRESET")
+    parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="exit with 1 where runs or verdicts differ from the committed ones",
+    )
     return parser
 
 

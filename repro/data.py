@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
+
+from repro.spec import Statistics
 
 CLASSES = 10
 PIXELS = 3 * 32 * 32
@@ -91,19 +94,51 @@ def load(source: str) -> Images:
     return _folder(Path(source))
 
 
-def normalise(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """``(x / 255 − mean) / std`` per channel, flattened: ``(n, 3072)`` float32."""
-    mean = torch.tensor(_MEAN).view(3, 1, 1)
-    std = torch.tensor(_STD).view(3, 1, 1)
+def normalise(
+    pixels: NDArray[np.uint8],
+    device: torch.device,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = (_MEAN, _STD),
+) -> Tensor:
+    """``(x / 255 − mean) / std`` per channel, flattened: ``(n, 3072)`` float32.
+
+    Args:
+        pixels: uint8, ``(n, 3, 32, 32)``.
+        device: of the result.
+        statistics: mean and standard deviation per channel; None takes each image's own.
+    """
     result = torch.empty(len(pixels), PIXELS)
+    if statistics is not None:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
     for start in range(0, len(pixels), 4096):
-        batch = torch.from_numpy(pixels[start : start + 4096]).float()
-        result[start : start + 4096] = batch.div_(255).sub_(mean).div_(std).flatten(1)
+        batch = torch.from_numpy(pixels[start : start + 4096]).float().div_(255)
+        if statistics is None:
+            mean = batch.mean((2, 3), keepdim=True)
+            # An image of one colour has no deviation; it stays zero.
+            std = batch.std((2, 3), correction=0, keepdim=True).clamp_(min=1 / 255)
+        result[start : start + 4096] = batch.sub_(mean).div_(std).flatten(1)
     return result.to(device)
 
 
-def tensors(images: Images, train_images: int, device: torch.device) -> Tensors:
-    """The first ``train_images`` of a fixed shuffle, and all test images.
+def channel_statistics(pixels: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of ``x / 255`` per channel, over all images and positions."""
+    # Exact: from how often each of the 256 values occurs.
+    values = np.arange(256) / 255
+    counts = [np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(3)]
+    means = [float(np.average(values, weights=count)) for count in counts]
+    variances = [
+        float(np.average((values - mean) ** 2, weights=count))
+        for mean, count in zip(means, counts, strict=True)
+    ]
+    return means, [variance**0.5 for variance in variances]
+
+
+def tensors(
+    images: Images,
+    train_images: int,
+    device: torch.device,
+    statistics: Statistics = "published",
+) -> Tensors:
+    """The first ``train_images`` of a fixed shuffle, and all test images, normalised alike.
 
     Raises:
         DataError: there are fewer.
@@ -115,10 +150,15 @@ def tensors(images: Images, train_images: int, device: torch.device) -> Tensors:
         )
     # Folders come sorted by class, so a part of them has to be drawn, not cut.
     chosen = np.random.default_rng(0).permutation(len(images.train))[:train_images]
+    by = {
+        "published": lambda: (_MEAN, _STD),
+        "image": lambda: None,
+        "dataset": lambda: channel_statistics(images.train),
+    }[statistics]()
     return Tensors(
-        normalise(images.train[chosen], device),
+        normalise(images.train[chosen], device, by),
         torch.from_numpy(images.train_labels[chosen]).to(device),
-        normalise(images.test, device),
+        normalise(images.test, device, by),
         torch.from_numpy(images.test_labels).to(device),
     )
 

@@ -8,102 +8,157 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from repro.experiments import Experiment, Series, series_of
 from repro.records import Record, write_atomically
-from repro.spec import METHODS
-from repro.table import is_comparable, published, runs
+from repro.spec import Method
+from repro.statistics import band, pooled
+from repro.table import Runs, published
 
-NAMES = {"baseline": "Baseline", "bn": "BN", "enorm": "ENorm", "enorm+bn": "ENorm + BN"}
 # Okabe and Ito's palette, which colour-blind readers tell apart; markers repeat the distinction.
-_COLORS = {"baseline": "#000000", "bn": "#0072B2", "enorm": "#D55E00", "enorm+bn": "#009E73"}
-_MARKERS = {"baseline": "o", "bn": "s", "enorm": "^", "enorm+bn": "D"}
-# Figures of the report: 2 is its own, 1 the original authors'.
-_PUBLISHED_STYLES = {2: "--", 1: ":"}
-_DODGE = {"baseline": -0.24, "bn": -0.08, "enorm": 0.08, "enorm+bn": 0.24}
+_COLORS: dict[Method, str] = {
+    "baseline": "#000000",
+    "bn": "#0072B2",
+    "enorm": "#D55E00",
+    "enorm+bn": "#009E73",
+}
+_MARKERS: dict[Method, str] = {"baseline": "o", "bn": "s", "enorm": "^", "enorm+bn": "D"}
+_LINES = ("-", "--", ":", "-.")
 
 
-def accuracy_figure(records: Sequence[Record], title: str) -> Figure:
-    """Test accuracy by depth: every run a point, means as bars, published curves behind."""
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    table = runs(records)
-    comparable = is_comparable(records)
-    depths = set(table["depth"])
-    if comparable:
-        depths |= set(published(2)["intermediary_layers"])
-    place = {depth: index for index, depth in enumerate(sorted(depths))}
-    handles = []
-    for method in [name for name in METHODS if name in set(table["method"])]:
-        color, marker, shift = _COLORS[method], _MARKERS[method], _DODGE[method]
-        if comparable:
-            for number, style in _PUBLISHED_STYLES.items():
-                known = published(number)
-                known = known[known["method"] == method]
-                x = known["intermediary_layers"].map(place) + shift
-                accuracy = known["test_accuracy_percent"]
-                axes.plot(x, accuracy, style, color=color, lw=1, alpha=0.45, zorder=1)
-        rows = table[table["method"] == method]
-        x = rows["depth"].map(place) + shift
-        axes.plot(x, rows["accuracy"], marker, color=color, ms=6, mfc="none", zorder=3)
-        for depth, mean in rows.groupby("depth")["accuracy"].mean().items():
-            ends = [place[depth] + shift - 0.07, place[depth] + shift + 0.07]
-            axes.plot(ends, [mean, mean], "-", color=color, lw=2.5, zorder=2)
-        for depth in rows.loc[rows["outcome"] == "diverged", "depth"].unique():
-            axes.annotate(
-                "diverged",
-                (place[depth] + shift, 0),
-                (0, 4),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                color=color,
-                rotation=90,
-                size=8,
-            )
-        handles.append(
-            Line2D([], [], color=color, marker=marker, mfc="none", lw=2.5, label=NAMES[method])
-        )
-    if comparable:
+def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
+    """Test accuracy by depth, one panel per series.
+
+    Every run is a point, the mean a line; behind it the published curve with the band of
+    :func:`repro.statistics.band` and, grey, the other series' means.
+    """
+    found = runs.of(experiment)
+    present = [one for one in experiment.series if one.id in set(found.table["series"])]
+    columns = min(len(present), 4)
+    lines = -(-len(present) // columns)
+    figure = Figure(figsize=(max(5.0, 3.0 * columns), 3.6 * lines + 0.6), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    means = {
+        one.id: found.finished[found.finished["series"] == one.id]
+        .groupby("depth")["accuracy"]
+        .mean()
+        for one in present
+    }
+    for panel, series in zip(panels, present, strict=False):
+        for other in present:
+            if other.id != series.id and len(present) <= 4:
+                panel.plot(means[other.id], color="0.82", lw=1, zorder=1)
+        _accuracy_panel(panel, experiment, found, series)
+        panel.plot(means[series.id], color=_COLORS[series.method], lw=1.6, zorder=3)
+        panel.set_title(textwrap.fill(series.label, 30), size=10)
+        panel.grid(axis="y", color="0.93")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(present) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(present) - columns) : len(present)]:
+        panel.set_xlabel("intermediary layers (depth)")
+        panel.tick_params(labelbottom=True)
+    depths = sorted(set(found.table["depth"]))
+    panels[0].set_xticks(depths, [str(depth) for depth in depths])
+    for panel in panels[:: max(1, columns)]:
+        panel.set_ylabel("test accuracy (%)")
+    handles = [
+        Line2D([], [], color="0.3", marker="o", mfc="none", lw=1.6, label="here: runs and mean")
+    ]
+    if len(present) <= 4:
+        handles.append(Line2D([], [], color="0.82", lw=1, label="here: the other panels' means"))
+    if found.comparable and experiment.figure is not None:
         handles += [
-            Line2D([], [], color="0.4", ls="--", lw=1, label="report, Figure 2"),
-            Line2D([], [], color="0.4", ls=":", lw=1, label="authors, Figure 1"),
+            Line2D([], [], color="0.3", ls="--", lw=1, label="the report, with its band"),
+            Line2D([], [], color="0.3", ls=":", lw=1, label="the authors"),
         ]
-    axes.set_xlabel("intermediary layers (depth)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_xticks(list(place.values()), [str(depth) for depth in place])
-    axes.set_xlim(-0.5, len(place) - 0.5)
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(textwrap.fill(title, 100), loc="left", size=10)
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", size=10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def curves_figure(records: Sequence[Record], title: str) -> Figure:
-    """Test accuracy against epoch, one panel per depth, one line per run."""
-    depths = sorted({record.spec.depth for record in records})
+def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Series) -> None:
+    color = _COLORS[series.method]
+    rows = runs.finished[runs.finished["series"] == series.id]
+    if runs.comparable and experiment.figure is not None:
+        # A variant stands before the curve of the series it varies.
+        plain = series.id if not series.changed else f"{series.method}-bias"
+        known = published(experiment.figure, plain).dropna(subset="test_accuracy_percent")
+        panel.plot(known["test_accuracy_percent"], "--", color=color, lw=1, alpha=0.6, zorder=2)
+        spread = pooled(rows["accuracy"], rows["depth"])
+        counts = rows.groupby("depth")["accuracy"].count()
+        at = known.loc[[depth for depth in known.index if counts.get(depth, 0)]]
+        if spread.decides and len(at):
+            halves = [
+                band(spread, int(n), int(known_runs), len(counts), float(reading))
+                for n, known_runs, reading in zip(
+                    counts[at.index], at["runs_averaged"], at["reading_error_percent"], strict=True
+                )
+            ]
+            middle = at["test_accuracy_percent"]
+            panel.fill_between(
+                at.index, middle - halves, middle + halves, color=color, alpha=0.13, lw=0
+            )
+        authors = published(1, plain)["test_accuracy_percent"]
+        panel.plot(authors, ":", color=color, lw=1, alpha=0.6, zorder=2)
+    panel.plot(
+        rows["depth"], rows["accuracy"], _MARKERS[series.method], color=color, ms=5, mfc="none"
+    )
+    every = runs.first_epochs
+    lost = every[(every["series"] == series.id) & (every["outcome"] == "diverged")]
+    for depth, count in lost.groupby("depth")["seed"].count().items():
+        total = int(((every["series"] == series.id) & (every["depth"] == depth)).sum())
+        panel.annotate(
+            f"{count}/{total} diverged",
+            (float(str(depth)), 0),
+            (0, 4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            color=color,
+            rotation=90,
+            size=8,
+        )
+
+
+def curves_figure(experiment: Experiment, records: Sequence[Record], title: str) -> Figure:
+    """Test accuracy against epoch, one panel per depth, one line per run.
+
+    Args:
+        experiment: whose runs are shown.
+        records: runs, of which others are passed over.
+        title: on top.
+    """
+    depths = sorted({record.spec.depth for record in records if record.result.curve})
     columns = min(len(depths), 5)
     lines = -(-len(depths) // columns)
     figure = Figure(figsize=(max(9.0, 2.6 * columns), 3.4 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    images = max(record.spec.train_images for record in records)
+    styles = _styles(experiment)
+    present = set()
+    for record in records:
+        series = series_of(record.spec, images)
+        if series is None or series.id not in styles:
+            continue
+        curve = record.result.curve
+        panel = panels[depths.index(record.spec.depth)]
+        present.add(series.id)
+        panel.plot(
+            range(1, len(curve) + 1),
+            [point.test_accuracy for point in curve],
+            styles[series.id],
+            color=_COLORS[series.method],
+            lw=1.1,
+            marker=_MARKERS[series.method],
+            markevery=max(1, len(curve) // 6),
+            ms=4,
+            mfc="none",
+        )
     for panel, depth in zip(panels, depths, strict=False):
-        for record in records:
-            curve = record.result.curve
-            if record.spec.depth == depth and curve:
-                epochs = range(1, len(curve) + 1)
-                accuracy = [point.test_accuracy for point in curve]
-                marker = _MARKERS[record.spec.method]
-                panel.plot(
-                    epochs,
-                    accuracy,
-                    color=_COLORS[record.spec.method],
-                    lw=1.1,
-                    marker=marker,
-                    markevery=max(1, len(curve) // 6),
-                    ms=4,
-                    mfc="none",
-                )
         panel.set_title(f"depth {depth}", size=9)
         panel.set_xlabel("epoch")
         panel.grid(color="0.93")
@@ -111,15 +166,32 @@ def curves_figure(records: Sequence[Record], title: str) -> Figure:
     for panel in panels[len(depths) :]:
         panel.set_axis_off()
     panels[0].set_ylabel("test accuracy (%)")
-    present = {record.spec.method for record in records}
     handles = [
-        Line2D([], [], color=_COLORS[name], marker=_MARKERS[name], mfc="none", label=NAMES[name])
-        for name in METHODS
-        if name in present
+        Line2D(
+            [],
+            [],
+            ls=styles[one.id],
+            color=_COLORS[one.method],
+            marker=_MARKERS[one.method],
+            mfc="none",
+            label=one.label,
+        )
+        for one in experiment.series
+        if one.id in present
     ]
     figure.suptitle(textwrap.fill(title, 100), x=0.01, ha="left", size=10)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _styles(experiment: Experiment) -> dict[str, str]:
+    """Line styles that tell series of one method apart."""
+    seen: dict[str, int] = {}
+    styles = {}
+    for series in experiment.series:
+        number = seen[series.method] = seen.get(series.method, -1) + 1
+        styles[series.id] = _LINES[number % len(_LINES)]
+    return styles
 
 
 def svg(figure: Figure) -> str:

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from repro import cli
-from repro.spec import figure2_specs
+from repro.experiments import FIGURE2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    return cli.main("figure2", "Figure 2", figure2_specs, arguments)
+    return cli.main(FIGURE2, arguments)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,16 @@ def generator(spec: RunSpec, stream: str) -> torch.Generator:
 def build(spec: RunSpec) -> nn.Sequential:
     """``3072–width``, depth × ``width–width``, ``width–10``; ReLU after all but the last.
 
-    He-uniform initialisation on the fan-in, ``U(±sqrt(6 / fan_in))``; biases, where there are any,
-    start at zero. No softmax: the cross-entropy has its own.
+    He initialisation on the fan-in, ``U(±sqrt(6 / fan_in))`` or ``N(0, 2 / fan_in)``; biases, where
+    there are any, start at zero. No softmax unless asked for: the cross-entropy has its own.
     """
     sizes = [PIXELS, *[spec.width] * (spec.depth + 1), CLASSES]
     stream = generator(spec, "weights")
     modules: list[nn.Module] = []
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias)
-        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=stream)
+        fill = nn.init.kaiming_normal_ if spec.init == "normal" else nn.init.kaiming_uniform_
+        fill(linear.weight, nonlinearity="relu", generator=stream)
         if spec.bias:
             nn.init.zeros_(linear.bias)
         modules.append(linear)
@@ -41,4 +42,6 @@ def build(spec: RunSpec) -> nn.Sequential:
             if spec.uses_batchnorm:
                 modules.append(nn.BatchNorm1d(fan_out))
             modules.append(nn.ReLU())
+    if spec.output == "softmax":
+        modules.append(nn.Softmax(dim=1))
     return nn.Sequential(*modules)

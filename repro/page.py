@@ -1,32 +1,151 @@
-"""The report page: one self-contained HTML file made from records alone."""
+"""Table, figures and the report page of a folder, made from its run records alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import jinja2
 import pandas as pd
 
-from repro.figure import NAMES, accuracy_figure, curves_figure, svg
-from repro.records import Record
-from repro.table import describe, is_comparable, summary
+from repro import claims, figure, records, table
+from repro.cause import cause_figure
+from repro.claims import Finding
+from repro.experiments import EXPERIMENTS, SERIES, Experiment, series_of
+from repro.records import Record, write_atomically
+from repro.table import Runs, describe, summary
+
+# What BatchNorm costs, as `python -m asv_benchmarks.table --json` writes it.
+COST = "cost.json"
 
 
-def heading(figure: str, records: Sequence[Record]) -> str:
-    """Title of every output: figure, form of the images, sizes."""
-    forms = sorted({record.data["form"] for record in records})
-    text = f"{figure}: {', '.join(forms)}; {describe([record.spec for record in records])}"
-    return text if is_comparable(records) else f"{text} (not comparable with published values)"
+@dataclass(frozen=True)
+class Section:
+    """One experiment's part of a folder."""
+
+    experiment: Experiment
+    heading: str
+    rows: pd.DataFrame
+    records: tuple[Record, ...]
 
 
-def render(figure: str, records: Sequence[Record], command: str) -> str:
-    """The page's HTML.
+@dataclass(frozen=True)
+class Report:
+    """Everything that a folder's records say.
 
-    Args:
-        figure: its name, such as "Figure 2".
-        records: the runs it shows.
-        command: the command line that made them.
+    Attributes:
+        title: what was run on what.
+        runs: all runs as rows.
+        records: the records, in order.
+        sections: one per experiment that has runs.
+        findings: what they say to each claim; empty where published values do not apply.
     """
+
+    title: str
+    runs: Runs
+    records: tuple[Record, ...]
+    sections: tuple[Section, ...]
+    findings: tuple[Finding, ...]
+
+
+def read(folder: Path) -> Report:
+    """The report of ``folder``.
+
+    Raises:
+        ValueError: it holds no run records, a file there is none, or images differ.
+    """
+    found = list(records.read_all(folder / "records"))
+    if not found:
+        raise ValueError(f"{folder / 'records'} holds no run records: give a figure's --out")
+    runs = table.runs(found)
+    ids = list(SERIES)
+    images = max(record.spec.train_images for record in found)
+    series = {record.key: series_of(record.spec, images) for record in found}
+
+    def place(record: Record) -> tuple[int, int, int, int]:
+        one = series[record.key]
+        at = len(ids) if one is None else ids.index(one.id)
+        return record.spec.seed, record.spec.depth, at, record.spec.epochs
+
+    found.sort(key=place)
+    sections = []
+    for experiment in EXPERIMENTS.values():
+        own = tuple(record for record in found if series[record.key] in experiment.series)
+        if own:
+            heading = _heading(experiment.title, own, runs)
+            sections.append(Section(experiment, heading, summary(experiment, runs), own))
+    cost: Mapping[int, float] = {}
+    if (folder / COST).exists():
+        shares = json.loads((folder / COST).read_text())["bn_percent_of_step"]
+        cost = {int(depth): float(share) for depth, share in shares.items()}
+    findings = claims.decide(runs, claims.load(), cost) if runs.comparable else []
+    title = _heading("Equi-normalization, run again", found, runs)
+    return Report(title, runs, tuple(found), tuple(sections), tuple(findings))
+
+
+def _heading(name: str, found: Sequence[Record], runs: Runs) -> str:
+    """Title of an output: what it shows, form of the images, sizes."""
+    text = f"{name}: {found[0].data['form']}; {describe([record.spec for record in found])}"
+    return text if runs.comparable else f"{text} (not comparable with published values)"
+
+
+def write(folder: Path, command: str) -> Report:
+    """Write tables, figures and ``report.html`` of ``folder`` and return what they show.
+
+    Raises:
+        ValueError: as :func:`read`.
+        OSError: the folder cannot be written.
+    """
+    report = read(folder)
+    pictures: dict[str, dict[str, str]] = {}
+    for section in report.sections:
+        name = section.experiment.name
+        rows = section.rows.to_csv(index=False, float_format="%.6g")
+        write_atomically(folder / f"{name}.csv", rows.encode())
+        drawn = {
+            name: figure.accuracy_figure(section.experiment, report.runs, section.heading),
+            f"{name}-curves": figure.curves_figure(
+                section.experiment, section.records, section.heading
+            ),
+        }
+        if name == "figure3" and (cause := cause_figure(section.records)) is not None:
+            drawn[f"{name}-cause"] = cause
+        for target, picture in drawn.items():
+            figure.save(picture, folder / target)
+        pictures[name] = {
+            target.removeprefix(name).lstrip("-") or "accuracy": _inline(figure.svg(picture))
+            for target, picture in drawn.items()
+        }
+    if report.findings:
+        rows = findings_table(report.findings).to_csv(index=False)
+        write_atomically(folder / "verdicts.csv", rows.encode())
+    write_atomically(folder / "report.html", _render(report, pictures, command).encode())
+    return report
+
+
+def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
+    """One row per claim: ``id``, ``claim``, ``section``, ``verdict``, ``effect`` and the rest."""
+    return pd.DataFrame(
+        [
+            {
+                "id": finding.claim.id,
+                "claim": finding.claim.text,
+                "section": finding.claim.section,
+                "verdict": finding.verdict,
+                "expected": finding.claim.expected,
+                "effect": finding.effect,
+                "interval": finding.interval,
+                "n": finding.n,
+                "note": finding.note,
+            }
+            for finding in findings
+        ]
+    )
+
+
+def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repro"),
         autoescape=True,
@@ -35,18 +154,27 @@ def render(figure: str, records: Sequence[Record], command: str) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = _number
-    title = heading(figure, records)
+    images = max(record.spec.train_images for record in report.records)
+    labels = {}
+    for record in report.records:
+        series = series_of(record.spec, images)
+        labels[record.key] = record.spec.method if series is None else series.label
     return environment.get_template("report.html").render(
-        title=title,
-        comparable=is_comparable(records),
-        rows=summary(records).to_dict("records"),
-        names=NAMES,
-        records=records,
-        accuracy=_inline(svg(accuracy_figure(records, title))),
-        curves=_inline(svg(curves_figure(records, title))),
-        environments=_environments(records),
+        report=report,
+        verdicts=_by_verdict(report.findings),
+        pictures=pictures,
+        series={id: series.label for id, series in SERIES.items()},
+        labels=labels,
+        environments=_environments(report.records),
         command=command,
     )
+
+
+def _by_verdict(findings: Sequence[Finding]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for finding in findings:
+        counts[finding.verdict] = counts.get(finding.verdict, 0) + 1
+    return counts
 
 
 def _inline(text: str) -> str:
@@ -60,10 +188,10 @@ def _number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
-def _environments(records: Sequence[Record]) -> list[dict[str, object]]:
+def _environments(found: Sequence[Record]) -> list[dict[str, object]]:
     """Distinct environments without the time, each with its number of runs."""
     counts: dict[tuple[tuple[str, object], ...], int] = {}
-    for record in records:
+    for record in found:
         items = tuple((k, v) for k, v in record.environment.items() if k != "finished")
         counts[items] = counts.get(items, 0) + 1
     return [{**dict(items), "runs": count} for items, count in counts.items()]

@@ -20,7 +20,7 @@ import torch
 import enorm
 from repro.data import Images
 from repro.spec import NUMERICS_VERSION, RunSpec
-from repro.train import Epoch, RunResult
+from repro.train import Epoch, RunResult, ScalePoint
 
 _SCHEMA = 1
 
@@ -113,6 +113,9 @@ def read(path: Path) -> Record:
         result["curve"] = tuple(Epoch(**epoch) for epoch in result["curve"])
         if result["diverged_at"] is not None:
             result["diverged_at"] = tuple(result["diverged_at"])
+        result["scales"] = tuple(
+            ScalePoint(point["step"], tuple(point["log2_a"])) for point in result.get("scales", ())
+        )
         return Record(
             content["key"],
             RunSpec(**content["spec"]),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from repro import records
 from repro.data import Images, Tensors, tensors
 from repro.records import Record
-from repro.spec import RunSpec
+from repro.spec import RunSpec, Statistics
 from repro.train import Epoch, train
 
 
@@ -45,7 +45,7 @@ def run_all(
     missing = [(spec, key) for spec, key in zip(specs, keys, strict=True) if key not in known]
     if not missing:
         return [known[key] for key in keys]
-    prepared: dict[int, Tensors] = {}
+    prepared: dict[tuple[int, Statistics], Tensors] = {}
     total = sum(weight_count(spec) * spec.epochs * spec.train_images for spec, _ in missing)
     with tqdm(
         total=total,
@@ -53,8 +53,10 @@ def run_all(
         dynamic_ncols=True,
     ) as progress:
         for number, (spec, key) in enumerate(missing, start=1):
-            if spec.train_images not in prepared:
-                prepared = {spec.train_images: tensors(images, spec.train_images, device)}
+            form = (spec.train_images, spec.statistics)
+            if form not in prepared:
+                # One form at a time: all images of one take half a gigabyte and more.
+                prepared = {form: tensors(images, spec.train_images, device, spec.statistics)}
             name = (
                 f"run {number}/{len(missing)}: {spec.method}, depth {spec.depth}, seed {spec.seed}"
             )
@@ -70,7 +72,7 @@ def run_all(
                 progress.update(cost)
 
             progress.set_postfix_str(name)
-            result = train(spec, prepared[spec.train_images], on_epoch)
+            result = train(spec, prepared[form], on_epoch)
             # A diverged run ends early; what it leaves undone is done.
             progress.update(cost * spec.epochs - done)
             known[key] = records.make(spec, result, images, key, device)

@@ -1,59 +1,124 @@
-"""Records as tables: one row per method and depth, beside what was published where that applies."""
+"""Records as tables: runs of one campaign, and their cells beside what was published."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 import pandas as pd
 
+from repro.experiments import Experiment, series_of
 from repro.records import Record
 from repro.spec import PRESETS, RunSpec
 
 
-def is_comparable(records: Sequence[Record]) -> bool:
-    """Whether published values apply: CIFAR-10 images, in full, and the paper preset's epochs."""
-    paper = PRESETS["paper"]
-    return all(
-        record.data["cifar10"]
-        and (record.spec.epochs, record.spec.train_images) == (paper.epochs, paper.train_images)
-        for record in records
-    )
+@dataclass(frozen=True)
+class Runs:
+    """Runs on the same images, as rows.
 
-
-def published(figure: int) -> pd.DataFrame:
-    """Published accuracies of a figure of the report, one row per method and depth."""
-    with (resources.files("repro") / "published" / "published_accuracy.csv").open() as lines:
-        table = pd.read_csv(lines)
-    return table[table["figure"] == figure]
-
-
-def runs(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per run: spec, outcome, accuracy in percent (missing where it diverged)."""
-    return pd.DataFrame(
-        [
-            {
-                "method": record.spec.method,
-                "depth": record.spec.depth,
-                "seed": record.spec.seed,
-                "learning_rate": record.spec.learning_rate,
-                "outcome": record.result.outcome,
-                "accuracy": record.result.accuracy,
-            }
-            for record in records
-        ]
-    )
-
-
-def summary(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per method and depth, in the records' order.
-
-    Columns: ``method``, ``depth``, ``runs``, ``diverged``, and over the finite runs' test
-    accuracies in percent ``mean``, ``std`` (n − 1; missing for one run), ``min``, ``max``. Where
-    published values apply also ``report`` (Figure 2), ``authors`` (Figure 1) and
-    ``minus_report = mean − report`` in points.
+    Attributes:
+        table: a row per run: ``series`` (missing if it belongs to none), ``method``, ``depth``,
+            ``seed``, ``learning_rate``, ``epochs``, ``outcome``, ``accuracy`` in percent (missing
+            where it diverged), ``diverged_epoch`` and ``diverged_step``.
+        epochs: of a whole run, which is the longest.
+        comparable: whether published values apply: CIFAR-10, in full, and the paper's epochs.
     """
-    cells = runs(records).groupby(["method", "depth"], sort=False)
+
+    table: pd.DataFrame
+    epochs: int
+    comparable: bool
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """Whole runs."""
+        return self.table[self.table["epochs"] == self.epochs]
+
+    @property
+    def first_epochs(self) -> pd.DataFrame:
+        """One row per series, depth and seed: the longest run, for all begin alike."""
+        rows = self.table.dropna(subset="series").sort_values("epochs")
+        return rows.drop_duplicates(["series", "depth", "seed"], keep="last")
+
+    def of(self, experiment: Experiment) -> Runs:
+        """Those of an experiment's series."""
+        ids = [series.id for series in experiment.series]
+        return Runs(self.table[self.table["series"].isin(ids)], self.epochs, self.comparable)
+
+
+def runs(records: Sequence[Record]) -> Runs:
+    """All runs as rows.
+
+    Raises:
+        ValueError: there are none, or they were made from different images.
+    """
+    if not records:
+        raise ValueError("there are no run records")
+    if len({record.data["hash"] for record in records}) > 1:
+        forms = sorted({record.data["form"] for record in records})
+        raise ValueError(
+            f"these records are of different images ({', '.join(forms)}): keep each in a folder "
+            "of its own"
+        )
+    images = max(record.spec.train_images for record in records)
+    epochs = max(record.spec.epochs for record in records)
+    rows = []
+    for record in records:
+        spec, result = record.spec, record.result
+        series = series_of(spec, images)
+        epoch, step = result.diverged_at or (None, None)
+        rows.append(
+            {
+                "series": None if series is None else series.id,
+                "method": spec.method,
+                "depth": spec.depth,
+                "seed": spec.seed,
+                "learning_rate": spec.learning_rate,
+                "epochs": spec.epochs,
+                "outcome": result.outcome,
+                "accuracy": result.accuracy,
+                "diverged_epoch": epoch,
+                "diverged_step": step,
+            }
+        )
+    table = pd.DataFrame(rows).astype({"accuracy": float, "diverged_epoch": float})
+    paper = PRESETS["paper"]
+    comparable = (epochs, images) == (paper.epochs, paper.train_images)
+    return Runs(table, epochs, comparable and all(record.data["cifar10"] for record in records))
+
+
+@cache
+def _published() -> pd.DataFrame:
+    with (resources.files("repro") / "published" / "published_accuracy.csv").open() as lines:
+        return pd.read_csv(lines)
+
+
+def published(figure: int, series: str) -> pd.DataFrame:
+    """A published curve, one row per depth; empty if that figure has none for the series.
+
+    Args:
+        figure: 1 (the authors'), 2 or 3 of the report.
+        series: id of a series of :mod:`repro.experiments`.
+    """
+    table = _published()
+    names = table["method"] + table["bias"].map({"yes": "-bias", "no": ""})
+    rows = table[(table["figure"] == figure) & (names == series)]
+    return rows.set_index("intermediary_layers")
+
+
+def summary(experiment: Experiment, found: Runs) -> pd.DataFrame:
+    """One row per series and depth of an experiment.
+
+    Columns: ``series``, ``depth``, ``runs``, ``diverged``, and over the finite runs' test
+    accuracies in percent ``mean``, ``std`` (n − 1; missing for one run), ``min``, ``max``. Where
+    published values apply also ``report``, ``authors`` and ``minus_report = mean − report`` in
+    points.
+    """
+    rows = found.of(experiment).finished
+    ids = [series.id for series in experiment.series]
+    rows = rows.assign(series=pd.Categorical(rows["series"], ids, ordered=True))
+    cells = rows.groupby(["series", "depth"], observed=True)
     table = pd.DataFrame(
         {
             "runs": cells.size(),
@@ -64,14 +129,14 @@ def summary(records: Sequence[Record]) -> pd.DataFrame:
             "max": cells["accuracy"].max(),
         }
     ).reset_index()
-    if is_comparable(records):
-        for source, figure in (("report", 2), ("authors", 1)):
-            known = published(figure).set_index(["method", "intermediary_layers"])
-            values = known["test_accuracy_percent"]
+    table["series"] = table["series"].astype(str)
+    if found.comparable and experiment.figure is not None:
+        for source, figure in (("report", experiment.figure), ("authors", 1)):
             table[source] = [
-                values[method, depth]
-                for method, depth in zip(table["method"], table["depth"], strict=True)
+                published(figure, series)["test_accuracy_percent"].get(depth)
+                for series, depth in zip(table["series"], table["depth"], strict=True)
             ]
+            table[source] = table[source].astype(float)
         table["minus_report"] = table["mean"] - table["report"]
     return table
 
@@ -80,9 +145,10 @@ def describe(specs: Sequence[RunSpec]) -> str:
     """What was run, in a few words: depths, seeds, epochs, images."""
     depths = sorted({spec.depth for spec in specs})
     seeds = sorted({spec.seed for spec in specs})
-    first = specs[0]
+    epochs = max(spec.epochs for spec in specs)
+    images = max(spec.train_images for spec in specs)
     return (
         f"depth{'s' * (len(depths) > 1)} {', '.join(map(str, depths))}; "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); "
-        f"{first.epochs} epochs on {first.train_images:,} images"
+        f"{epochs} epoch{'s' * (epochs > 1)} on {images:,} images"
     )

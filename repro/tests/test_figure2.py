@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from repro import figure2, records, report, table
-from repro.spec import METHODS, PAPER_DEPTHS, PRESETS, Preset, figure2_specs, learning_rates
+from repro import figure2, page, records, report, table
+from repro.experiments import FIGURE2
+from repro.spec import METHODS, PRESETS, Preset, learning_rates
 
-EVIDENCE = Path(__file__).parents[1] / "evidence" / "figure2"
+EVIDENCE = Path(__file__).parents[1] / "evidence"
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_paper_preset_is_the_reports_recipe() -> None:
     """DESIGN: 60 epochs, 50,000 images, batch 256, decay 1e-3, c = 1.2, p = 2, Table 1's rates."""
-    specs = figure2_specs(PRESETS["paper"], 1, PAPER_DEPTHS, METHODS)
+    specs = FIGURE2.specs(PRESETS["paper"], 1, None, METHODS)
     assert len(specs) == 40
     settings = {
         (s.epochs, s.train_images, s.batch_size, s.weight_decay, s.c, s.p_norm, s.batchnorm, s.bias)
@@ -40,15 +41,15 @@ def test_every_output_says_that_its_images_are_synthetic(
     printed = capsys.readouterr()
     assert "synthetic" in printed.out
     assert "left" in printed.err, "no estimate of the time left was shown"
-    for name in ("figure2.html", "figure2.svg", "figure2-curves.svg"):
+    for name in ("report.html", "figure2.svg", "figure2-curves.svg"):
         text = (tmp_path / name).read_text()
         assert "synthetic images (seed 0)" in text, name
-        assert "report, Figure 2" not in text, name
+        assert "the authors" not in text, name
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
     rows = pd.read_csv(tmp_path / "figure2.csv")
-    assert rows["method"].tolist() == ["baseline", "enorm"]
+    assert rows["series"].tolist() == ["baseline", "enorm"]
     assert "report" not in rows.columns
-    assert str(tmp_path) not in (tmp_path / "figure2.html").read_text()
+    assert str(tmp_path) not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("tiny")
@@ -101,21 +102,24 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_committed_evidence_is_what_its_records_say() -> None:
-    """Summary of the paper preset on real images: rebuilt from the records, number by number."""
+    """Tables and verdicts of the paper preset on real images: rebuilt from the records."""
     done = list(records.read_all(EVIDENCE / "records"))
-    assert len(done) == 8
     for record in done:
         assert record.data["cifar10"]
         assert record.key == record.spec.key(record.data["hash"])
         assert not record.environment["modified"]
-    rebuilt = table.summary(done).sort_values(["depth", "method"], ignore_index=True)
-    committed = pd.read_csv(EVIDENCE / "figure2.csv").sort_values(
-        ["depth", "method"], ignore_index=True
-    )
-    pd.testing.assert_frame_equal(rebuilt, committed, check_dtype=False, rtol=1e-5)
-    known = table.published(2).set_index(["method", "intermediary_layers"])
-    printed = known["test_accuracy_percent"].loc[
-        list(zip(committed["method"], committed["depth"], strict=True))
+    rebuilt = page.read(EVIDENCE)
+    for section in rebuilt.sections:
+        committed = pd.read_csv(EVIDENCE / f"{section.experiment.name}.csv")
+        pd.testing.assert_frame_equal(section.rows, committed, check_dtype=False, rtol=1e-5)
+    verdicts = pd.read_csv(EVIDENCE / "verdicts.csv", keep_default_na=False)
+    assert page.findings_table(rebuilt.findings)["verdict"].tolist() == verdicts["verdict"].tolist()
+    assert verdicts["verdict"].tolist() == verdicts["expected"].tolist()
+    figure2_rows = rebuilt.sections[0].rows
+    printed = [
+        table.published(2, row["series"])["test_accuracy_percent"][row["depth"]]
+        for _, row in figure2_rows.iterrows()
     ]
-    difference = committed["mean"].to_numpy() - printed.to_numpy()
-    assert committed["minus_report"].to_numpy() == pytest.approx(difference, abs=1e-3)
+    assert figure2_rows["minus_report"].to_numpy() == pytest.approx(
+        figure2_rows["mean"].to_numpy() - printed
+    )

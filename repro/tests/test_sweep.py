@@ -57,7 +57,18 @@ def test_other_images_are_other_runs(spec: RunSpec, images: Images, tmp_path: Pa
 
 
 def test_keys_change_with_every_field(spec: RunSpec) -> None:
-    changed: dict[str, Any] = {"method": "bn", "batchnorm": "affine", "bias": True}
+    changed: dict[str, Any] = {
+        "method": "bn",
+        "batchnorm": "affine",
+        "order": "jacobi",
+        "init": "normal",
+        "statistics": "image",
+        "schedule": "constant",
+        "output": "softmax",
+    }
+    for item in fields(spec):
+        if isinstance(getattr(spec, item.name), bool):
+            changed[item.name] = not getattr(spec, item.name)
     for name in {item.name for item in fields(spec)} - set(changed):
         changed[name] = 2 * getattr(spec, name) + 1
     specs = [spec, *(replace(spec, **{name: value}) for name, value in changed.items())]

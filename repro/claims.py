@@ -1,0 +1,442 @@
+"""The report's claims: read from ``claims.toml``, decided from runs.
+
+Tests and bands stand there, the statistics in :mod:`repro.statistics`. A contrast is reproduced
+with the right sign and a Holm-corrected p below 0.05, not reproduced with the wrong sign and the
+same; a curve by where its interval lies; divergence when all of at least three seeds agree.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import pandas as pd
+
+from repro.statistics import ALPHA, Estimate, Spread, bootstrap, holm, over_depths, pooled
+from repro.table import Runs, published
+
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+
+_QUANTIFIERS = {"almost every": 9, "most": 6, "always": 10}
+_DEPTHS = 10
+_AGREEING_SEEDS = 3
+# Were one run in twenty to fail, 59 without a failure would be seen once in twenty times.
+_RUNS_WITHOUT = 59
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An entry of ``claims.toml``; ``options`` are what its test needs."""
+
+    id: str
+    text: str
+    section: str
+    test: str
+    expected: Verdict
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say to a claim.
+
+    Attributes:
+        claim: the claim.
+        verdict: what is decided.
+        effect: the measured size, in points of test accuracy unless it says otherwise; or empty.
+        interval: its 95 % interval, or empty.
+        n: on how much it rests.
+        note: counts, and what would settle it.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    effect: str = ""
+    interval: str = ""
+    n: str = ""
+    note: str = ""
+
+
+def load() -> list[Claim]:
+    """All claims, in the table's order."""
+    entries = tomllib.loads((resources.files("repro") / "claims.toml").read_text())["claim"]
+    own = ("id", "text", "section", "test", "expected")
+    return [
+        Claim(
+            **{name: entry[name] for name in own},
+            options={name: value for name, value in entry.items() if name not in own},
+        )
+        for entry in entries
+    ]
+
+
+def decide(runs: Runs, claims: Sequence[Claim], cost: Mapping[int, float]) -> list[Finding]:
+    """A finding for each claim.
+
+    Args:
+        runs: all runs of a campaign.
+        claims: what to decide; Holm's correction counts those among them that contrast methods.
+        cost: percent of a training step that BatchNorm takes, by depth; may be empty.
+    """
+    tested = {claim.id: _comparison(claim, runs) for claim in claims if claim.test in _COMPARED}
+    compared = {id: one for id, one in tested.items() if one is not None}
+    adjusted = dict(zip(compared, holm([one.p for one in compared.values()]), strict=True))
+    found = []
+    for claim in claims:
+        if claim.test in _COMPARED:
+            one = compared.get(claim.id)
+            finding = (
+                Finding(claim, "not run")
+                if one is None
+                else _from_comparison(claim, one, adjusted[claim.id], runs)
+            )
+        elif claim.test == "time":
+            finding = _time(claim, cost)
+        else:
+            finding = _TESTS[claim.test](claim, runs)
+        found.append(finding)
+    return found
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Contrasts that a claim says to be positive, and the p-value of all of them at once."""
+
+    estimates: tuple[Estimate, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def right(self) -> bool:
+        return all(one.mean > 0 for one in self.estimates)
+
+    @property
+    def p(self) -> float:
+        """The largest if all signs are right; else the smallest of the wrong, for their number."""
+        if self.right:
+            return max(one.p for one in self.estimates)
+        wrong = min(one.p for one in self.estimates if one.mean <= 0)
+        return min(1.0, len(self.estimates) * wrong)
+
+
+def contrast(runs: Runs, above: str, below: str) -> Estimate | None:
+    """Mean over depths of the difference at equal depth and seed; None without a pair."""
+    pairs = paired(runs, above, below)
+    return over_depths(pairs["difference"], pairs["depth"])
+
+
+def paired(runs: Runs, above: str, below: str) -> pd.DataFrame:
+    """``depth``, ``seed`` and ``difference`` of finite runs that both series have."""
+    finished = runs.finished
+    sides = [
+        finished[finished["series"] == series].set_index(["depth", "seed"])["accuracy"].dropna()
+        for series in (above, below)
+    ]
+    difference = (sides[0] - sides[1]).dropna().rename("difference")
+    return difference.reset_index()
+
+
+def _comparison(claim: Claim, runs: Runs) -> _Comparison | None:
+    options = claim.options
+    if claim.test == "contrast":
+        pairs = [(options["above"], options["below"])]
+    elif claim.test == "best":
+        pairs = [(options["series"], other) for other in options["others"]]
+    elif claim.test == "contrasts":
+        pairs = [(above, below) for above, below in options["pairs"]]
+    else:
+        dip = _dip(claim, runs)
+        return None if dip is None else _Comparison((dip,), ((options["series"], "before"),))
+    estimates = [contrast(runs, above, below) for above, below in pairs]
+    if any(one is None for one in estimates):
+        return None
+    return _Comparison(tuple(one for one in estimates if one is not None), tuple(pairs))
+
+
+def _dip(claim: Claim, runs: Runs) -> Estimate | None:
+    """How far accuracy at one depth lies below the mean of others; positive where it does."""
+    series, depth = claim.options["series"], claim.options["depth"]
+    own = _of(runs.finished, series)
+    there = own[own["depth"] == depth]["accuracy"].dropna()
+    before = own[own["depth"].isin(claim.options["before"])].dropna(subset="accuracy")
+    if there.empty or before.empty:
+        return None
+    means = before.groupby("depth")["accuracy"].agg(["mean", "count"])
+    spread = pooled(own["accuracy"], own["depth"])
+    share = 1 / len(there) + float((1 / means["count"]).sum()) / len(means) ** 2
+    mean = float(means["mean"].mean() - there.mean())
+    return Estimate(mean, spread.s * math.sqrt(share), spread, {depth: (mean, len(there))})
+
+
+def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Finding:
+    decided = all(estimate.spread.decides for estimate in one.estimates)
+    verdict: Verdict = "inconclusive"
+    notes = []
+    if decided and p < ALPHA:
+        verdict = "reproduced" if one.right else "not reproduced"
+    if "quantifier" in claim.options:
+        needed = _QUANTIFIERS[claim.options["quantifier"]]
+        positive, wrong, depths = _counts(one)
+        notes.append(f"right at {positive} of {depths} depths, {needed} of {_DEPTHS} are claimed")
+        if wrong > _DEPTHS - needed:
+            verdict = "not reproduced"
+            notes.append(f"significantly wrong at {wrong}")
+        elif verdict == "reproduced" and positive < needed:
+            verdict = "inconclusive"
+    notes.append(f"p = {p:.2g} (Holm)" if decided else "too few runs for a verdict")
+    if verdict == "inconclusive":
+        seeds = [estimate.seeds_needed for estimate in one.estimates]
+        if claim.test == "dip" or None in seeds:
+            notes.append("more seeds are needed")
+        else:
+            notes.append(f"{max(n for n in seeds if n is not None)} seeds would show this effect")
+    if len(one.pairs) == 1 and claim.test == "contrast":
+        pairs = paired(runs, *one.pairs[0])
+        if (shown := bootstrap(pairs["difference"], pairs["seed"])) is not None:
+            notes.append(f"bootstrap over seeds {_interval(shown)}")
+    return Finding(
+        claim,
+        verdict,
+        ", ".join(f"{estimate.mean:+.2f}" for estimate in one.estimates),
+        ", ".join(_interval(estimate.interval) for estimate in one.estimates),
+        _size(one.estimates[0]),
+        "; ".join(notes),
+    )
+
+
+def _counts(one: _Comparison) -> tuple[int, int, int]:
+    """Depths where every contrast is positive, where one is significantly negative, and all."""
+    depths = set.intersection(*(set(estimate.by_depth) for estimate in one.estimates))
+    positive = sum(all(e.by_depth[d][0] > 0 for e in one.estimates) for d in depths)
+    wrong = 0
+    for estimate in one.estimates:
+        at = [
+            Estimate(mean, estimate.spread.s / math.sqrt(n), estimate.spread, {depth: (mean, n)})
+            for depth, (mean, n) in estimate.by_depth.items()
+        ]
+        adjusted = holm([single.p for single in at])
+        negative = [s for s, p in zip(at, adjusted, strict=True) if s.mean < 0 and p < ALPHA]
+        wrong = max(wrong, len(negative))
+    return positive, wrong, len(depths)
+
+
+def _equal(claim: Claim, runs: Runs) -> Finding:
+    found = contrast(runs, claim.options["one"], claim.options["other"])
+    if found is None:
+        return Finding(claim, "not run")
+    return _in_band(claim, found, claim.options["band"])
+
+
+def curve(runs: Runs, series: str, figure: int) -> Estimate | None:
+    """Mean over depths of our accuracy minus a published one, with that one's own uncertainty."""
+    own = _of(runs.finished, series).dropna(subset="accuracy")
+    known = published(figure, series).dropna(subset="test_accuracy_percent")
+    own = own[own["depth"].isin(known.index)]
+    if own.empty or not runs.comparable:
+        return None
+    at = known.loc[sorted(own["depth"].unique())]
+    difference = own["accuracy"] - own["depth"].map(known["test_accuracy_percent"])
+    return over_depths(
+        difference,
+        own["depth"],
+        published=[int(n) for n in at["runs_averaged"]],
+        extra=float(at["reading_error_percent"].mean()),
+    )
+
+
+def _curve(claim: Claim, runs: Runs) -> Finding:
+    found = curve(runs, claim.options["series"], claim.options["figure"])
+    if found is None:
+        return Finding(claim, "not run")
+    return _in_band(claim, found, claim.options.get("band", [-1.0, 1.0]))
+
+
+def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
+    low, high = found.interval
+    verdict: Verdict = "inconclusive"
+    if found.spread.decides:
+        if band[0] < low and high < band[1]:
+            verdict = "reproduced"
+        elif high < band[0] or band[1] < low:
+            verdict = "not reproduced"
+    note = f"reproduced inside {_interval(band)}"
+    if not found.spread.decides:
+        note += "; too few runs for a verdict"
+    elif verdict == "inconclusive":
+        note += "; more seeds are needed"
+    return Finding(
+        claim, verdict, f"{found.mean:+.2f}", _interval(found.interval), _size(found), note
+    )
+
+
+def _spread(claim: Claim, runs: Runs) -> Finding:
+    series, depth = claim.options["series"], claim.options["depth"]
+    own = _of(runs.finished, series)
+    there = own[own["depth"] == depth]["accuracy"].dropna()
+    if there.empty or not runs.comparable:
+        return Finding(claim, "not run")
+    spread: Spread = pooled(own["accuracy"], own["depth"])
+    point = published(claim.options["figure"], series).loc[depth]
+    half = spread.quantile() * spread.s * math.sqrt(1 + 1 / len(there))
+    half += float(point["reading_error_percent"])
+    mean, reported = float(there.mean()), float(point["test_accuracy_percent"])
+    verdict: Verdict = "inconclusive"
+    if spread.decides:
+        verdict = "reproduced" if abs(reported - mean) <= half else "not reproduced"
+    return Finding(
+        claim,
+        verdict,
+        f"{reported - mean:+.2f}",
+        f"a run: {_interval((mean - half, mean + half))}",
+        f"{len(there)} runs at depth {depth}",
+        f"the report's point is {reported:.2f}, our mean {mean:.2f}",
+    )
+
+
+def _divergence(claim: Claim, runs: Runs) -> Finding:
+    options = claim.options
+    own = _of(runs.first_epochs, options["series"])
+    if own.empty:
+        return Finding(claim, "not run")
+    short, against, notes = [], [], []
+    for depth in sorted(options["diverge"] + options["finite"]):
+        there = own[own["depth"] == depth]
+        diverged = int((there["diverged_epoch"] == 0).sum())
+        wanted = len(there) if depth in options["diverge"] else 0
+        failed = int((there["outcome"] == "diverged").sum()) if not wanted else diverged
+        if len(there) < _AGREEING_SEEDS:
+            short.append(depth)
+        elif failed != wanted:
+            against.append(depth)
+        if len(there):
+            notes.append(f"{depth}: {diverged}/{len(there)}")
+    verdict: Verdict = "reproduced"
+    if against:
+        verdict = "not reproduced"
+    elif short:
+        verdict = "inconclusive"
+    note = "diverged in the first epoch, by depth: " + ", ".join(notes)
+    if short:
+        note += f"; fewer than {_AGREEING_SEEDS} seeds at {_listed(short)}"
+    short_runs = int((own["epochs"] < runs.epochs).sum())
+    if short_runs:
+        note += f"; {short_runs} of the runs stop after fewer epochs than {runs.epochs}"
+    return Finding(claim, verdict, n=f"{len(own)} runs", note=note)
+
+
+def _occasional(claim: Claim, runs: Runs) -> Finding:
+    own = _of(runs.first_epochs, claim.options["series"])
+    own = own[own["depth"].isin(claim.options["depths"])]
+    if own.empty:
+        return Finding(claim, "not run")
+    diverged = int((own["outcome"] == "diverged").sum())
+    verdict: Verdict = "inconclusive"
+    if diverged:
+        verdict = "reproduced"
+    elif len(own) >= _RUNS_WITHOUT:
+        verdict = "not reproduced"
+    note = f"{diverged} of {len(own)} runs diverged at depths {_listed(claim.options['depths'])}"
+    if verdict == "inconclusive":
+        note += f"; {_RUNS_WITHOUT} without one would refute it"
+    return Finding(claim, verdict, n=f"{len(own)} runs", note=note)
+
+
+def _cure(claim: Claim, runs: Runs) -> Finding:
+    rows = runs.first_epochs
+    own = _of(rows, claim.options["series"])
+    outcomes = own.groupby("depth")["outcome"]
+    sick = [
+        int(str(depth))
+        for depth, values in outcomes
+        if len(values) >= _AGREEING_SEEDS and (values == "diverged").all()
+    ]
+    others = {series: _of(rows, series) for series in claim.options["refuted_by"]}
+    if own.empty or all(one.empty for one in others.values()):
+        return Finding(claim, "not run")
+    notes, well = [], bool(sick)
+    for series, one in others.items():
+        one = one[one["depth"].isin(sick)]
+        counts = one.groupby("depth")["seed"].count().reindex(sick, fill_value=0)
+        diverged = int((one["outcome"] == "diverged").sum())
+        well &= bool((counts >= _AGREEING_SEEDS).all()) and diverged == 0
+        notes.append(f"{series}: {diverged} of {len(one)} diverge")
+    return Finding(
+        claim,
+        "not reproduced" if well else "inconclusive",
+        n=f"{sum(len(one) for one in others.values())} runs",
+        note=f"where {claim.options['series']} always diverges (depths {_listed(sick)}), "
+        + "; ".join(notes),
+    )
+
+
+def _stuck(claim: Claim, runs: Runs) -> Finding:
+    own = _of(runs.finished, claim.options["series"])["accuracy"].dropna()
+    if own.empty:
+        return Finding(claim, "not run")
+    most = claim.options["most"]
+    verdict: Verdict = "inconclusive"
+    if len(own) >= _AGREEING_SEEDS and (own <= most).all():
+        verdict = "reproduced"
+    elif len(own) >= _AGREEING_SEEDS and (own > most).all():
+        verdict = "not reproduced"
+    return Finding(
+        claim,
+        verdict,
+        f"{own.mean():.1f} %",
+        f"{own.min():.1f} to {own.max():.1f} %",
+        f"{len(own)} runs",
+        f"{int((own <= most).sum())} of {len(own)} runs end at or below {most:.0f} %",
+    )
+
+
+def _time(claim: Claim, cost: Mapping[int, float]) -> Finding:
+    if not cost:
+        return Finding(claim, "not run")
+    low, high = claim.options["band"]
+    inside = [low <= share <= high for share in cost.values()]
+    verdict: Verdict = "inconclusive"
+    if all(inside):
+        verdict = "reproduced"
+    elif not any(inside):
+        verdict = "not reproduced"
+    shares = ", ".join(f"{depth}: {share:.0f} %" for depth, share in cost.items())
+    mean = sum(cost.values()) / len(cost)
+    return Finding(claim, verdict, f"{mean:.0f} %", "", f"{len(cost)} depths", f"by depth {shares}")
+
+
+def _none(claim: Claim, runs: Runs) -> Finding:
+    return Finding(claim, "not run", note="this project does not implement them")
+
+
+def _of(rows: pd.DataFrame, series: str) -> pd.DataFrame:
+    return rows[rows["series"] == series]
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if math.isfinite(ends[0]) else "unbounded"
+
+
+def _size(estimate: Estimate) -> str:
+    counts = sorted({n for _, n in estimate.by_depth.values()})
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{len(estimate.by_depth)} depths × {seeds} seeds"
+
+
+def _listed(depths: Sequence[int]) -> str:
+    return ", ".join(map(str, depths)) or "none"
+
+
+_COMPARED = ("contrast", "contrasts", "best", "dip")
+_TESTS: dict[str, Callable[[Claim, Runs], Finding]] = {
+    "equal": _equal,
+    "curve": _curve,
+    "spread": _spread,
+    "divergence": _divergence,
+    "occasional": _occasional,
+    "cure": _cure,
+    "stuck": _stuck,
+    "none": _none,
+}

@@ -1,0 +1,137 @@
+"""Are runs and verdicts still what was committed?
+
+The committed runs are those of ``repro/evidence`` for the paper preset and of ``repro/reference``
+for others. A run whose spec, images, device, threads and versions are those of a committed one has
+to give the same curve, bit for bit. Every cell's mean has to lie within
+
+    reference mean ± t(1 − 0.05 / (2 m), ν) s sqrt(1/n + 1/n_reference),
+
+m being the number of cells, s and ν those of the committed runs of its series. Verdicts have to be
+the expected ones of ``claims.toml``, or, where published values do not apply, those of the
+committed runs of the same series, depths and seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from repro import claims, records, table
+from repro.claims import Finding, Verdict
+from repro.page import Report
+from repro.records import Record
+from repro.spec import Preset
+from repro.statistics import ALPHA, pooled
+from repro.table import Runs
+
+_HERE = Path(__file__).parent
+_SAME = ("torch", "numpy", "device", "threads")
+
+
+def committed(preset: Preset) -> Path:
+    """The folder of the committed runs of a preset."""
+    if preset.name == "paper":
+        return _HERE / "evidence"
+    return _HERE / "reference" / preset.name
+
+
+def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
+    """Compare and say what differs.
+
+    Args:
+        done: the runs just asked for.
+        report: of their folder.
+        preset: whose committed runs to compare with.
+
+    Returns:
+        0 if nothing differs, 1 if something does, 2 if nothing could be compared.
+    """
+    folder = committed(preset)
+    known = list(records.read_all(folder / "records"))
+    if not done or not known:
+        print(f"gate: nothing was measured or {folder} holds no records", file=sys.stderr)
+        return 2
+    cells, wrong = compare(done, known)
+    if not cells:
+        print(f"gate: none of these runs has a counterpart in {folder}", file=sys.stderr)
+        return 2
+    if report.findings:
+        found = _by_id(report.findings)
+        expected = {finding.claim.id: finding.claim.expected for finding in report.findings}
+    else:
+        found = _verdicts(table.runs(done))
+        keys = {record.key for record in done}
+        expected = _verdicts(table.runs([record for record in known if record.key in keys]))
+    wrong += [
+        f"verdict of {id}: {found[id]}, expected {expected[id]}"
+        for id in expected
+        if found[id] != expected[id]
+    ]
+    for line in wrong:
+        print(f"gate: {line}", file=sys.stderr)
+    if not wrong:
+        print(f"gate: {cells} cells and {len(expected)} verdicts as committed", file=sys.stderr)
+    return bool(wrong)
+
+
+def compare(done: Sequence[Record], known: Sequence[Record]) -> tuple[int, list[str]]:
+    """How many cells have a committed counterpart, and in what they differ from it."""
+    wrong = _bits(done, known)
+    ours, theirs = table.runs(done), table.runs(known)
+    rows = ours.finished.dropna(subset="series").groupby(["series", "depth"])
+    finished = theirs.finished
+    pairs = []
+    for (series, depth), mine in rows:
+        other = finished[(finished["series"] == series) & (finished["depth"] == depth)]
+        if len(other):
+            pairs.append((series, depth, mine, other))
+    for series, depth, mine, other in pairs:
+        diverged = [set(side["outcome"]) for side in (mine, other)]
+        if mine["accuracy"].isna().any() or other["accuracy"].isna().any():
+            if diverged[0] != diverged[1]:
+                wrong.append(f"{series}, depth {depth}: {sorted(diverged[0])} runs")
+            continue
+        whole = finished[finished["series"] == series]
+        spread = pooled(whole["accuracy"], whole["depth"])
+        if not spread.decides:
+            continue
+        width = spread.quantile(ALPHA / len(pairs)) * spread.s
+        half = width * math.sqrt(1 / len(mine) + 1 / len(other))
+        difference = mine["accuracy"].mean() - other["accuracy"].mean()
+        if not abs(difference) <= half:
+            wrong.append(
+                f"{series}, depth {depth}: {mine['accuracy'].mean():.2f} %, committed "
+                f"{other['accuracy'].mean():.2f} ± {half:.2f}"
+            )
+    return len(pairs), wrong
+
+
+def _bits(done: Sequence[Record], known: Sequence[Record]) -> list[str]:
+    """Runs that ought to be the committed ones bit for bit and are not."""
+    by_key = {record.key: record for record in known}
+    wrong = []
+    for record in done:
+        other = by_key.get(record.key)
+        if other is None or any(
+            record.environment[name] != other.environment[name] for name in _SAME
+        ):
+            continue
+        curves = [
+            [replace(epoch, seconds=0.0) for epoch in one.result.curve] for one in (record, other)
+        ]
+        if curves[0] != curves[1] or record.result.diverged_at != other.result.diverged_at:
+            wrong.append(f"{record.file_name} is not the committed run, bit for bit")
+    return wrong
+
+
+def _by_id(findings: Sequence[Finding]) -> dict[str, Verdict]:
+    return {finding.claim.id: finding.verdict for finding in findings}
+
+
+def _verdicts(runs: Runs) -> dict[str, Verdict]:
+    """Of the claims that need no published value."""
+    chosen = [claim for claim in claims.load() if claim.test not in ("curve", "spread", "time")]
+    return _by_id(claims.decide(runs, chosen, {}))

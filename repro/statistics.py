@@ -1,0 +1,166 @@
+"""Intervals and verdicts, as fixed before any evidence was run; α = 0.05 throughout.
+
+Every estimate is a mean over depths of values with a spread that is pooled within depths: with n_d
+values at depth d, J depths and ``ν = Σ (n_d − 1)``,
+
+    s² = Σ_d Σ_i (x_di − x̄_d)² / ν,    SE² = s² / J² Σ_d 1/n_d,    interval = mean ± t(0.975, ν) SE.
+
+Fewer than 4 degrees of freedom decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ALPHA = 0.05
+LEAST_FREEDOM = 4
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A standard deviation pooled within cells, and its degrees of freedom."""
+
+    s: float
+    nu: int
+
+    @property
+    def decides(self) -> bool:
+        """Whether it has enough degrees of freedom for a verdict."""
+        return self.nu >= LEAST_FREEDOM
+
+    def quantile(self, tails: float = ALPHA) -> float:
+        """Student's t that both tails together exceed with probability ``tails``."""
+        return float(stats.t.isf(tails / 2, self.nu)) if self.nu else math.inf
+
+
+def pooled(values: pd.Series[float], cells: pd.Series[int]) -> Spread:
+    """``s² = ΣΣ (x − x̄_cell)² / ν`` over finite values; ν may be zero, and s then is NaN."""
+    kept = values.dropna()
+    groups = kept.groupby(cells.loc[kept.index])
+    nu = int((groups.count() - 1).sum())
+    squares = float(((kept - groups.transform("mean")) ** 2).sum())
+    return Spread(math.sqrt(squares / nu) if nu else math.nan, nu)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over depths.
+
+    Attributes:
+        mean: of the depths' means.
+        error: its standard error.
+        spread: of a single value about its depth's mean.
+        extra: added to the interval on both sides, for what was read off a plot.
+        by_depth: mean and number of values at each depth.
+    """
+
+    mean: float
+    error: float
+    spread: Spread
+    by_depth: dict[int, tuple[float, int]]
+    extra: float = 0.0
+
+    @property
+    def half(self) -> float:
+        """Half the width of the 95 % interval."""
+        return self.spread.quantile() * self.error + self.extra
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return self.mean - self.half, self.mean + self.half
+
+    @property
+    def p(self) -> float:
+        """Two-sided probability of a mean this far from zero, were it zero; 1 if undecided."""
+        if not self.spread.decides:
+            return 1.0
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.spread.nu))
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Smallest n with ``t(0.975, J (n − 1)) s / sqrt(J n) < |mean|``; None above 1000."""
+        depths = len(self.by_depth)
+        if not self.spread.nu or self.mean == 0:
+            return None
+        for n in range(2, _MOST_SEEDS + 1):
+            t = Spread(self.spread.s, depths * (n - 1)).quantile()
+            if t * self.spread.s / math.sqrt(depths * n) < abs(self.mean):
+                return n
+        return None
+
+
+def over_depths(
+    values: pd.Series[float],
+    depths: pd.Series[int],
+    spread: Spread | None = None,
+    published: Sequence[int] = (),
+    extra: float = 0.0,
+) -> Estimate | None:
+    """The mean over depths of ``values``; None without any.
+
+    Args:
+        values: finite ones count.
+        depths: of each value.
+        spread: of a single value; None pools it from ``values``.
+        published: where the values are differences from published means, over how many runs each
+            depth's was taken; ``SE² = s² / J² Σ (1/n_d + 1/runs_d)`` then.
+        extra: added to the interval.
+    """
+    kept = values.dropna()
+    if kept.empty:
+        return None
+    cells = kept.groupby(depths.loc[kept.index]).agg(["mean", "count"])
+    spread = pooled(values, depths) if spread is None else spread
+    shares = (1 / cells["count"]).sum() + sum(1 / runs for runs in published)
+    error = spread.s * math.sqrt(float(shares)) / len(cells)
+    by_depth = {int(depth): (float(m), int(n)) for depth, m, n in cells.itertuples()}
+    return Estimate(float(cells["mean"].mean()), error, spread, by_depth, extra)
+
+
+def band(spread: Spread, runs: int, published_runs: int, depths: int, reading: float) -> float:
+    """Half-width of the band around a published point.
+
+    ``t(1 − 0.05 / (2 m), ν) s sqrt(1/n_ours + 1/runs_averaged) + reading error``, m = depths run.
+    """
+    wide = spread.quantile(ALPHA / depths) * spread.s
+    return wide * math.sqrt(1 / runs + 1 / published_runs) + reading
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given."""
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return [float(value) for value in adjusted]
+
+
+def bootstrap(values: pd.Series[float], seeds: pd.Series[int]) -> tuple[float, float] | None:
+    """Percentile interval of the mean over whole seeds, 9,999 resamples; shown, never decides.
+
+    None for fewer than 5 seeds.
+    """
+    kept = values.dropna()
+    means = kept.groupby(seeds.loc[kept.index]).mean()
+    if len(means) < 5:
+        return None
+    found = stats.bootstrap(
+        (means.to_numpy(),),
+        np.mean,
+        n_resamples=9999,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
