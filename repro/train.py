@@ -64,7 +64,8 @@ class RunResult:
         accuracy: percent of the test images classified right by the weights that count: the last,
             or those of the epoch best on the images held back. None for a diverged run.
         diverged_at: (epoch, step) of the first non-finite loss, both from 0; None otherwise.
-        nonfinite_units: hidden units that ENorm left alone because of a non-finite norm.
+        nonfinite_units: hidden units that ENorm left alone because of a non-finite norm, until
+            the run was stopped.
         scales: how far ENorm went, at steps 1, 2, 4 … of the first epoch and after every tenth.
     """
 
@@ -197,7 +198,7 @@ def _train_epoch(
     data: Tensors,
     batches: tuple[Tensor, ...],
 ) -> Tensor:
-    """Losses of the epoch's steps, shape ``(steps,)``, on the device."""
+    """Losses of the epoch's steps on the device, shape ``(steps,)``; fewer if one diverges."""
     model.train()
     losses = torch.empty(len(batches), device=data.train.device)
     for step, batch in enumerate(batches):
@@ -208,6 +209,9 @@ def _train_epoch(
         if rescaling is not None:
             rescaling.step()
         losses[step] = loss.detach()
+        # What follows a loss that is not finite decides nothing; asking a GPU would wait for it.
+        if losses.device.type == "cpu" and not losses[step].isfinite():
+            return losses[: step + 1]
     return losses
 
 

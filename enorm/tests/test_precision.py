@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
 import enorm
+from enorm._masses import lost_range
 from enorm._stepper import precisions
 from properties import oracle, tolerances
 from properties.oracle import chain
@@ -107,3 +111,45 @@ def test_scales_near_the_end_of_float64() -> None:
     assert result.converged
     for name in ("0.weight", "2.weight"):
         assert abs(model.get_parameter(name).item() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_near_the_ends_of_its_range_is_lost(dtype: torch.dtype) -> None:
+    """The margin is 2^12 last places on both sides; zeros count where they may be small."""
+    info = torch.finfo(dtype)
+    margin = 2.0**12 / info.eps
+    inside = [info.smallest_normal * margin * 1.01, 1.0, info.max / margin / 1.01]
+
+    def lost(*sums: float, zeros_are_dead: bool = True) -> bool:
+        seen = [torch.tensor([one], dtype=dtype) for one in sums]
+        return bool(lost_range(seen, zeros_are_dead=zeros_are_dead))
+
+    assert not lost(*inside)
+    assert not lost(0.0, *inside)
+    assert lost(0.0, *inside, zeros_are_dead=False)
+    assert lost(1.0, info.smallest_normal * margin / 1.01)
+    assert lost(1.0, info.max / margin * 1.01)
+    assert lost(1.0, float("nan"))
+
+
+def test_scales_stop_where_a_bias_would_overflow() -> None:
+    """D = sqrt(R / L) = 100 for all units, but for one's bias at 1e37 and one's at 3e38."""
+    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
+    biases = [1e37, 3e38, 1.0]
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(1)
+        model.get_parameter("0.bias").copy_(torch.tensor(biases))
+        model.get_parameter("2.weight").fill_(1e4)
+    largest = torch.finfo(torch.float32).max / 2 / 1e37
+    expected = torch.tensor([largest, 1.0, 100.0])
+    stepped, balanced = copy.deepcopy(model), copy.deepcopy(model)
+    stepper = enorm.ENorm(stepped)
+    for _ in range(2):
+        stepper.step()
+    result = enorm.balance_(balanced, solver="cyclic")
+    assert result.converged
+    assert enorm.balance_(model, power_of_two=True).converged
+    for one, scales in ((stepped, expected), (balanced, expected)):
+        torch.testing.assert_close(one.get_parameter("0.weight")[:, 0], scales)
+        torch.testing.assert_close(one.get_parameter("2.weight")[0], 1e4 / scales)
+    assert model.get_parameter("0.weight")[:, 0].tolist() == [16.0, 1.0, 128.0]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import enorm
+from enorm._modules import _sharing
 
 
 class Functional(nn.Module):
@@ -401,6 +402,35 @@ def test_shared_memory_is_a_wall(share: Callable[[nn.Sequential], None]) -> None
     plan = enorm.trace(model)
     assert plan.groups == ()
     assert any("share memory" in skip.reason for skip in plan.skipped)
+
+
+def test_only_overlapping_views_share_memory() -> None:
+    """Two halves of one tensor are apart; one entry in common ties both."""
+    for second, tied in ((6, set()), (5, {"0.weight", "2.weight"})):
+        memory = torch.randn(11)
+        model = nn.Sequential(nn.Linear(3, 2, False), nn.ReLU(), nn.Linear(2, 2, False))
+        model[0].weight = nn.Parameter(memory[:6].view(2, 3))
+        model[2].weight = nn.Parameter(memory[second : second + 4].view(2, 2))
+        assert set(_sharing(model)) == tied
+    # What has no memory and what has one entry come first and hide nothing behind them.
+    model.insert(0, nn.utils.skip_init(nn.Linear, 2, 0))
+    model.insert(1, nn.LazyLinear(2))
+    model.insert(2, nn.Linear(1, 1))
+    assert set(_sharing(model)) == {"3.weight", "5.weight"}
+    model.register_buffer("one", model.get_parameter("2.weight").detach())
+    model.register_buffer("two", model.get_parameter("2.weight").detach())
+    assert {"2.weight", "one", "two"} <= set(_sharing(model))
+
+
+def test_entries_of_one_parameter_that_share_memory() -> None:
+    """Wherever in its memory the parameter begins, and however few entries are shared."""
+    for offset in (0, 40):
+        memory = torch.randn(60)
+        model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        model[0].weight = nn.Parameter(memory.as_strided((2, 2), (1, 1), offset))
+        assert set(_sharing(model)) == {"0.weight"}
+        model[0].weight = nn.Parameter(memory.as_strided((2, 2), (3, 1), offset))
+        assert set(_sharing(model)) == set()
 
 
 ROUNDABOUT: dict[str, Callable[[Written, Tensor], Tensor]] = {
