@@ -413,7 +413,8 @@ def test_only_overlapping_views_share_memory() -> None:
         model[2].weight = nn.Parameter(memory[second : second + 4].view(2, 2))
         assert set(_sharing(model)) == tied
     # What has no memory and what has one entry come first and hide nothing behind them.
-    model.insert(0, nn.utils.skip_init(nn.Linear, 2, 0))
+    model.insert(0, nn.Linear(1, 1, False))
+    model[0].weight = nn.Parameter(torch.empty(0, 1))
     model.insert(1, nn.LazyLinear(2))
     model.insert(2, nn.Linear(1, 1))
     assert set(_sharing(model)) == {"3.weight", "5.weight"}
