@@ -203,9 +203,11 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def save(figure: Figure, target: Path) -> None:
-    """Write ``target.png`` and ``target.svg``."""
+def save(figure: Figure, target: Path) -> str:
+    """Write ``target.png`` and ``target.svg``; return what :func:`svg` gives."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    text = svg(figure)
     write_atomically(target.with_name(target.name + ".png"), buffer.getvalue())
-    write_atomically(target.with_name(target.name + ".svg"), svg(figure).encode())
+    write_atomically(target.with_name(target.name + ".svg"), text.encode())
+    return text

@@ -112,10 +112,10 @@ def write(folder: Path, command: str) -> Report:
         }
         if name == "figure3" and (cause := cause_figure(section.records)) is not None:
             drawn[f"{name}-cause"] = cause
-        for target, picture in drawn.items():
-            figure.save(picture, folder / target)
         pictures[name] = {
-            target.removeprefix(name).lstrip("-") or "accuracy": _inline(figure.svg(picture))
+            target.removeprefix(name).lstrip("-") or "accuracy": _inline(
+                figure.save(picture, folder / target)
+            )
             for target, picture in drawn.items()
         }
     if report.findings:

@@ -1,0 +1,252 @@
+"""Each kind of claim on made-up runs: decided both ways, and left open where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from repro import claims
+from repro.claims import Finding
+from repro.experiments import SERIES
+from repro.spec import PAPER_DEPTHS
+from repro.table import Runs, published
+
+CLAIMS = {claim.id: claim for claim in claims.load()}
+DEEP = (11, 13, 15, 17, 19)
+
+
+def made(
+    levels: dict[str, Callable[[int], float]],
+    seeds: int = 3,
+    noise: float = 0.1,
+    depths: Iterable[int] = PAPER_DEPTHS,
+    lost: Callable[[str, int, int], bool] = lambda *_: False,
+    comparable: bool = True,
+    epochs: int = 60,
+) -> Runs:
+    """Runs of the series at their levels by depth, with normal noise; some are lost to NaN."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for series, level in levels.items():
+        for depth in depths:
+            for seed in range(seeds):
+                diverged = lost(series, depth, seed)
+                accuracy = level(depth) + noise * rng.standard_normal()
+                rows.append(
+                    {
+                        "series": series,
+                        "method": SERIES[series].method,
+                        "depth": depth,
+                        "seed": seed,
+                        "learning_rate": 0.1,
+                        "epochs": epochs,
+                        "outcome": "diverged" if diverged else "finite",
+                        "accuracy": np.nan if diverged else accuracy,
+                        "diverged_epoch": 0.0 if diverged else np.nan,
+                        "diverged_step": 30.0 if diverged else np.nan,
+                    }
+                )
+    return Runs(pd.DataFrame(rows), 60, comparable)
+
+
+def decide(id: str, runs: Runs, cost: dict[int, float] | None = None) -> Finding:
+    return claims.decide(runs, [CLAIMS[id]], cost or {})[0]
+
+
+def flat(value: float) -> Callable[[int], float]:
+    return lambda depth: value
+
+
+def test_the_table_is_sound() -> None:
+    """Unique ids, known tests, known series; every published curve is claimed once per source."""
+    assert len(CLAIMS) == len(claims.load())
+    text = repr([claim.options for claim in CLAIMS.values()])
+    for series in ("enorm-bias", "enorm-bias-softmax", "enorm+bn-rate-0.1"):
+        assert repr(series) in text
+    curves = {
+        (claim.options["series"], claim.options["figure"])
+        for claim in CLAIMS.values()
+        if claim.test == "curve" and "band" not in claim.options
+    }
+    plain = {
+        (method, figure) for method in ("baseline", "bn", "enorm", "enorm+bn") for figure in (1, 2)
+    }
+    assert curves == plain | {("baseline-bias", 3), ("enorm-bias", 3)}
+    for claim in CLAIMS.values():
+        for name in ("above", "below", "series", "one", "other"):
+            assert claim.options.get(name, "enorm") in SERIES, claim.id
+    other = claims.decide(made({"enorm-jacobi": flat(50)}), list(CLAIMS.values()), {})
+    assert {finding.verdict for finding in other} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("difference", "noise", "seeds", "verdict"),
+    [
+        (+1.0, 0.1, 3, "reproduced"),
+        (-1.0, 0.1, 3, "not reproduced"),
+        (+0.02, 1.0, 3, "inconclusive"),
+        (+1.0, 0.1, 1, "inconclusive"),
+    ],
+)
+def test_contrast(difference: float, noise: float, seeds: int, verdict: str) -> None:
+    levels = {"bn": flat(50 + difference), "baseline": flat(50)}
+    found = decide("bn-above-baseline", made(levels, seeds, noise))
+    assert found.verdict == verdict
+    assert ("seeds" in found.note) == (verdict == "inconclusive")
+
+
+def test_almost_every_depth_needs_nine_of_ten() -> None:
+    """Two clearly wrong depths refute it although the mean is right; one does not."""
+    for right, verdict in ((9, "reproduced"), (8, "not reproduced")):
+        below = PAPER_DEPTHS[right:]
+
+        def level(depth: int, below: tuple[int, ...] = below) -> float:
+            return 49.0 if depth in below else 51.0
+
+        levels: dict[str, Callable[[int], float]] = {"enorm": level, "baseline": flat(50)}
+        found = decide("enorm-above-baseline", made(levels))
+        assert found.verdict == verdict, found
+        assert f"right at {right} of 10 depths" in found.note
+
+
+def test_almost_every_depth_is_open_while_depths_are_missing() -> None:
+    levels = {"enorm": flat(51), "baseline": flat(50)}
+    found = decide("enorm-above-baseline", made(levels, depths=(1, 9, 15, 19)))
+    assert found.verdict == "inconclusive"
+    assert "right at 4 of 4 depths, 9 of 10 are claimed" in found.note
+
+
+def test_ranking_and_best_need_every_pair() -> None:
+    right = {"enorm+bn": flat(53), "enorm": flat(52), "bn": flat(51), "baseline": flat(50)}
+    for id in ("ranking", "enorm+bn-best", "all-above-baseline"):
+        assert decide(id, made(right)).verdict == "reproduced", id
+    swapped = {**right, "enorm": flat(50.5)}
+    assert decide("ranking", made(swapped)).verdict == "not reproduced"
+    worse = {**right, "enorm+bn": flat(51.5)}
+    assert decide("enorm+bn-best", made(worse)).verdict == "not reproduced"
+    missing = {name: right[name] for name in ("enorm", "baseline")}
+    assert decide("ranking", made(missing)).verdict == "not run"
+
+
+def test_holm_counts_the_claims_that_are_decided_together() -> None:
+    levels = {"enorm": flat(50.2), "bn": flat(50.15), "enorm+bn": flat(50.1), "baseline": flat(50)}
+    runs = made(levels, noise=0.3)
+    alone = decide("bn-above-baseline", runs)
+    chosen = [claim for claim in CLAIMS.values() if claim.test in ("contrast", "contrasts", "best")]
+    together = {one.claim.id: one for one in claims.decide(runs, chosen, {})}["bn-above-baseline"]
+
+    def p(finding: Finding) -> float:
+        return float(finding.note.split("p = ")[1].split(" ")[0])
+
+    assert p(together) > p(alone)
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "verdict"),
+    [
+        (0.0, 0.1, "reproduced"),
+        (2.0, 0.1, "not reproduced"),
+        (1.0, 0.1, "inconclusive"),
+        (0.0, 3.0, "inconclusive"),
+    ],
+)
+def test_curve(shift: float, noise: float, verdict: str) -> None:
+    known = published(2, "enorm")["test_accuracy_percent"]
+    runs = made({"enorm": lambda depth: float(known[depth]) + shift}, noise=noise)
+    assert decide("report-enorm", runs).verdict == verdict
+    assert decide("report-enorm", replace(runs, comparable=False)).verdict == "not run"
+
+
+def test_dip_and_what_one_run_may_give() -> None:
+    low = {"enorm+bn": lambda depth: 53.66 if depth == 19 else 55.5}
+    assert decide("enorm+bn-low-at-19", made(low)).verdict == "reproduced"
+    assert decide("variance-explains-19", made(low)).verdict == "reproduced"
+    even = {"enorm+bn": flat(55.5)}
+    assert decide("enorm+bn-low-at-19", made(even)).verdict == "inconclusive"
+    assert decide("variance-explains-19", made(even)).verdict == "not reproduced"
+    rising = {"enorm+bn": lambda depth: 50 + depth / 2}
+    assert decide("enorm+bn-low-at-19", made(rising)).verdict == "not reproduced"
+    wide = made(even, noise=2.0)
+    assert decide("variance-explains-19", wide).verdict == "reproduced"
+
+
+def test_divergence_needs_three_seeds_that_agree() -> None:
+    levels = {"enorm-bias": flat(50)}
+
+    def deep(series: str, depth: int, seed: int) -> bool:
+        return depth >= 11
+
+    assert decide("bias-nan", made(levels, lost=deep)).verdict == "reproduced"
+    short = made(levels, lost=deep, epochs=1)
+    assert decide("bias-nan", short).verdict == "reproduced"
+    assert "stop after fewer epochs" in decide("bias-nan", short).note
+    assert decide("bias-nan", made(levels, seeds=2, lost=deep)).verdict == "inconclusive"
+    once = made(levels, lost=lambda s, d, seed: d >= 11 and (d, seed) != (13, 1))
+    assert decide("bias-nan", once).verdict == "not reproduced"
+    early = made(levels, lost=lambda s, d, seed: d >= 9)
+    assert decide("bias-nan", early).verdict == "not reproduced"
+
+
+def test_divergence_after_the_first_epoch_is_another_thing() -> None:
+    runs = made({"enorm-bias": flat(50)}, lost=lambda s, d, seed: d >= 11)
+    runs.table.loc[runs.table["outcome"] == "diverged", "diverged_epoch"] = 1.0
+    assert decide("bias-nan", runs).verdict == "not reproduced"
+
+
+def test_a_cause_is_refuted_where_its_absence_changes_nothing() -> None:
+    levels = {name: flat(50) for name in ("enorm-bias", *CURES)}
+
+    def plain(series: str, depth: int, seed: int) -> bool:
+        return series == "enorm-bias" and depth >= 11
+
+    assert decide("output-activation", made(levels, lost=plain)).verdict == "not reproduced"
+    assert decide("output-activation", made(levels, seeds=2, lost=plain)).verdict == "inconclusive"
+    every = made(levels, lost=lambda s, depth, seed: depth >= 11)
+    assert decide("output-activation", every).verdict == "inconclusive"
+    assert decide("output-activation", made(levels)).verdict == "inconclusive"
+
+
+CURES = ("enorm-bias-preconditioned", "enorm-bias-c1")
+
+
+def test_occasional_nan_is_seen_or_looked_for_long_enough() -> None:
+    levels = {"enorm": flat(50)}
+    once = made(levels, lost=lambda s, depth, seed: (depth, seed) == (17, 2))
+    assert decide("occasional-nan", once).verdict == "reproduced"
+    assert decide("occasional-nan", made(levels)).verdict == "inconclusive"
+    assert decide("occasional-nan", made(levels, seeds=20)).verdict == "not reproduced"
+    shallow = made(levels, depths=(1, 3), seeds=30)
+    assert decide("occasional-nan", shallow).verdict == "not run"
+
+
+def test_stuck_at_chance() -> None:
+    for level, verdict in ((10, "reproduced"), (40, "not reproduced"), (15, "inconclusive")):
+        runs = made({"enorm-bias-softmax": flat(level)}, depths=DEEP)
+        assert decide("softmax-stops-learning", runs).verdict == verdict
+
+
+def test_time_and_equality() -> None:
+    runs = made({"bn": flat(50)}, seeds=1)
+    assert decide("bn-time", runs).verdict == "not run"
+    assert decide("bn-time", runs, {1: 25.0, 19: 21.0}).verdict == "reproduced"
+    assert decide("bn-time", runs, {1: 5.0, 19: 45.0}).verdict == "not reproduced"
+    assert decide("bn-time", runs, {1: 5.0, 19: 25.0}).verdict == "inconclusive"
+    for level, verdict in ((50.1, "reproduced"), (52, "not reproduced"), (50.5, "inconclusive")):
+        levels = {"enorm": flat(50), "enorm-true-deviation": flat(level)}
+        assert decide("true-deviation", made(levels)).verdict == verdict
+
+
+def test_every_claim_says_what_it_rests_on() -> None:
+    everything = made(dict.fromkeys(SERIES, flat(50)))
+    for finding in claims.decide(everything, list(CLAIMS.values()), {1: 20.0}):
+        if finding.claim.test == "none":
+            assert finding.verdict == "not run"
+            continue
+        assert finding.verdict != "not run", finding
+        assert finding.n
+        assert finding.note

@@ -1,0 +1,131 @@
+"""The gate: what it lets pass, what it stops, and that it stops a broken cycle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from enorm import _apply
+from repro import figure2, gate, records
+from repro.data import Images
+from repro.experiments import FIGURE2
+from repro.records import Record
+from repro.spec import PRESETS, Preset
+from repro.sweep import run_all
+
+TINY = Preset("tiny", (1, 3), 3, 2, 600, "synthetic")
+
+
+@pytest.fixture(scope="module")
+def known(images: Images, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Runs of ENorm and Baseline that take a second each."""
+    folder = tmp_path_factory.mktemp("known")
+    specs = FIGURE2.specs(TINY, 3, None, ["enorm", "baseline"])
+    return run_all(specs, images, folder, torch.device("cpu"))
+
+
+def test_the_same_runs_pass(known: list[Record]) -> None:
+    assert gate.compare(known, known) == (4, [])
+    # Other seeds, or another machine, within the interval.
+    elsewhere = [moved(record, 0.0, threads=64) for record in known[:4]]
+    assert gate.compare(elsewhere, known) == (4, [])
+
+
+def moved(record: Record, points: float, **environment: object) -> Record:
+    """A run whose accuracy is some points higher, made in another environment."""
+    result = record.result
+    assert result.accuracy is not None
+    curve = tuple(
+        replace(epoch, test_accuracy=epoch.test_accuracy + points) for epoch in result.curve
+    )
+    return replace(
+        record,
+        result=replace(result, accuracy=result.accuracy + points, curve=curve),
+        environment={**record.environment, **environment},
+    )
+
+
+def test_another_result_of_the_same_run_is_found_bit_for_bit(known: list[Record]) -> None:
+    _, wrong = gate.compare([moved(known[0], 0.05), *known[1:]], known)
+    assert wrong == [f"{known[0].file_name} is not the committed run, bit for bit"]
+    _, wrong = gate.compare([moved(known[0], 0.05, torch="9.9"), *known[1:]], known)
+    assert wrong == [], "other versions may round otherwise"
+
+
+def test_a_cell_outside_its_interval_is_found(known: list[Record]) -> None:
+    """Anywhere; and an interval is no wider than it has to be."""
+    low = [
+        moved(record, -30.0, torch="9.9") if record.spec.method == "enorm" else record
+        for record in known
+    ]
+    _, wrong = gate.compare(low, known)
+    assert [line.split(":")[0] for line in wrong] == ["enorm, depth 1", "enorm, depth 3"]
+
+
+def test_divergence_where_there_was_none_is_found(known: list[Record]) -> None:
+    lost = replace(known[0].result, outcome="diverged", accuracy=None, diverged_at=(0, 3))
+    record = replace(known[0], result=lost, environment={**known[0].environment, "torch": "9.9"})
+    _, wrong = gate.compare([record, *known[1:]], known)
+    assert len(wrong) == 1
+    assert "diverged" in wrong[0]
+
+
+@pytest.fixture
+def committed(
+    known: list[Record], images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A preset whose committed runs are the known ones."""
+    folder = tmp_path / "committed"
+    for record in known:
+        records.write(folder / "records", record)
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    monkeypatch.setattr(gate, "committed", lambda preset: folder)
+    monkeypatch.setattr("repro.cli.load", lambda source: images)
+    return folder
+
+
+COMMAND = ["--preset", "tiny", "--methods", "enorm", "baseline", "--seeds", "2", "--gate", "--out"]
+
+
+@pytest.mark.usefixtures("committed")
+def test_an_unchanged_project_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 0
+    assert "4 cells and" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("committed")
+def test_a_broken_cycle_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns that are not divided: what is multiplied in front is not undone behind."""
+    whole = _apply._exponents
+    monkeypatch.setattr(_apply, "_exponents", lambda *given: (whole(*given)[0], None))
+    assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "gate: enorm, depth 3" in error
+    assert "baseline" not in error.split("gate:", 1)[1]
+
+
+def test_nothing_measured_is_no_success(
+    committed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--preset", "tiny", "--methods", "bn", "--depths", "1", "--seeds", "1", "--gate"]
+    assert figure2.main([*other, "--out", str(tmp_path / "out")]) == 2
+    assert "counterpart" in capsys.readouterr().err
+    for file in (committed / "records").iterdir():
+        file.unlink()
+    assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 2
+    assert "holds no records" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("committed")
+def test_a_changed_verdict_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([{"ranking": "reproduced"}, {"ranking": "inconclusive"}])
+    monkeypatch.setattr(gate, "_verdicts", lambda runs: next(answers))
+    assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 1
+    assert "verdict of ranking: reproduced, expected inconclusive" in capsys.readouterr().err
