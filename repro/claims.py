@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, Literal
 
 import pandas as pd
+from scipy import stats
 
 from repro.statistics import ALPHA, Estimate, Spread, bootstrap, holm, over_depths, pooled
 from repro.table import Runs, published
@@ -345,30 +346,28 @@ def _occasional(claim: Claim, runs: Runs) -> Finding:
 
 
 def _cure(claim: Claim, runs: Runs) -> Finding:
-    rows = runs.first_epochs
-    own = _of(rows, claim.options["series"])
-    outcomes = own.groupby("depth")["outcome"]
-    sick = [
-        int(str(depth))
-        for depth, values in outcomes
-        if len(values) >= _AGREEING_SEEDS and (values == "diverged").all()
-    ]
-    others = {series: _of(rows, series) for series in claim.options["refuted_by"]}
-    if own.empty or all(one.empty for one in others.values()):
+    rows = runs.first_epochs.set_index(["depth", "seed"])
+    own = rows[(rows["series"] == claim.options["series"]) & (rows["outcome"] == "diverged")]
+    others = [rows[rows["series"] == series] for series in claim.options["refuted_by"]]
+    if own.empty or all(one.empty for one in others):
         return Finding(claim, "not run")
-    notes, well = [], bool(sick)
-    for series, one in others.items():
-        one = one[one["depth"].isin(sick)]
-        counts = one.groupby("depth")["seed"].count().reindex(sick, fill_value=0)
-        diverged = int((one["outcome"] == "diverged").sum())
-        well &= bool((counts >= _AGREEING_SEEDS).all()) and diverged == 0
-        notes.append(f"{series}: {diverged} of {len(one)} diverge")
+    notes, refuted, count = [], True, 0
+    for series, one in zip(claim.options["refuted_by"], others, strict=True):
+        one = one[one.index.isin(own.index)]
+        finite = int((one["outcome"] == "finite").sum())
+        least = 0.0
+        if len(one):
+            share = stats.binomtest(finite, len(one)).proportion_ci(1 - ALPHA, "exact")
+            least = float(share.low)
+        refuted &= least > 0.5
+        count += len(one)
+        notes.append(f"{series} {finite} of {len(one)} (at least {100 * least:.0f} %)")
     return Finding(
         claim,
-        "not reproduced" if well else "inconclusive",
-        n=f"{sum(len(one) for one in others.values())} runs",
-        note=f"where {claim.options['series']} always diverges (depths {_listed(sick)}), "
-        + "; ".join(notes),
+        "not reproduced" if refuted else "inconclusive",
+        n=f"{count} runs",
+        note=f"finite at depths and seeds where {claim.options['series']} diverges: "
+        + ", ".join(notes),
     )
 
 
