@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 
@@ -220,6 +221,16 @@ def test_batchnorm_rules() -> None:
     assert bare.groups == ()
     assert "affine" in bare.skipped[0].reason
     assert groups(bare.under("ignore")) == [(["0"], ["3"], 4)]
+
+
+def test_plans_know_each_other_under_both_rules() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    plan = enorm.trace(model)
+    other = plan.under("ignore")
+    assert plan.under("affine") is plan
+    assert other.batchnorm == "ignore"
+    assert other.under("affine") is plan
+    assert other.under("ignore") is other
 
 
 def test_batchnorm_in_front_of_the_first_layer() -> None:
@@ -599,6 +610,15 @@ def test_a_plan_does_not_outlive_what_it_was_proved_for() -> None:
     model[1].register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="another model"):
         enorm.balance_(model, plan)
+    for other_kind in (True, False):
+        model = chain()
+        plan = enorm.trace(model)
+        if other_kind:
+            model[1] = nn.Tanh()
+        else:
+            model[1].forward = torch.tanh
+        with pytest.raises(ValueError, match="another model"):
+            enorm.balance_(model, plan)
     enorm.trace(Written(forward_relu)).check(Written(forward_relu))
     with pytest.raises(ValueError, match="another model"):
         enorm.trace(Written(forward_relu)).check(Written(forward_gelu))
@@ -616,9 +636,14 @@ def forward_gelu(m: Written, x: Tensor) -> object:
 
 def test_wrappers_name_what_to_pass() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
-    with pytest.raises(enorm.UnsupportedModel, match=r"pass model\.module"):
+    with pytest.raises(
+        enorm.UnsupportedModel, match=r"^DataParallel wraps a model: pass model\.module$"
+    ):
         enorm.trace(nn.DataParallel(model))
-    with pytest.raises(enorm.UnsupportedModel, match="pass the model that was compiled"):
+    with pytest.raises(
+        enorm.UnsupportedModel,
+        match=r"^this is a compiled model: pass the model that was compiled$",
+    ):
         enorm.trace(torch.compile(model))  # type: ignore[arg-type]
 
 
@@ -635,10 +660,61 @@ def test_tied_weights_hooks_and_computed_weights_are_walls() -> None:
     assert enorm.trace(computed).groups == ()
 
 
+class Branching(nn.Module):
+    """Asks for a value, in a function that its forward code calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def positive(self, x: Tensor) -> bool:
+        """What tracing cannot know."""
+        return bool(x.sum() > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that counts is the one below, of the innermost forward code."""
+        return self.a(x) if self.positive(x) else x
+
+
 def test_control_flow_on_data_names_the_line() -> None:
-    model = Written(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else m.c(x))
-    with pytest.raises(enorm.UnsupportedModel, match="Written cannot be traced"):
-        enorm.trace(model)
+    lines, start = inspect.getsourcelines(Branching.forward)
+    for model in (Branching(), nn.Sequential(nn.Linear(6, 6), Branching())):
+        with pytest.raises(enorm.UnsupportedModel) as raised:
+            enorm.trace(model)
+        place = f"{__file__}:{start + len(lines) - 1}"
+        kind = type(model).__name__
+        assert str(raised.value).startswith(
+            f"{kind} cannot be traced at {place}: TraceError: symbolically traced variables"
+        )
+
+    # Code that is not called forward has no line to name.
+    odd = type("Odd", (nn.Module,), {"forward": lambda self, x: x if x.sum() > 0 else -x})
+    with pytest.raises(enorm.UnsupportedModel, match=r"^Odd cannot be traced: TraceError: "):
+        enorm.trace(odd())
+
+
+def test_example_inputs_are_taken_in_the_models_dtype() -> None:
+    """A shape is all they are for; indices stay whole numbers, also in front of all parameters."""
+
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 6)
+            self.bn = nn.BatchNorm1d(6)
+            self.a = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.a(F.relu(self.bn(self.table(x).transpose(1, 2)).flatten(1)))
+            return result
+
+    net = Indexed()
+    net.a = nn.Linear(18, 4)
+    found = enorm.trace(net.double(), torch.zeros(2, 3, dtype=torch.int64))
+    assert len(found.groups) == 1
+    chain = nn.Sequential(nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)).to(torch.bfloat16)
+    assert len(enorm.trace(chain, torch.zeros(2, 6)).groups) == 1
+    # Without parameters of its own a model takes the inputs as they are.
+    assert enorm.trace(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.zeros(2, 6)).groups == ()
 
 
 def test_exclude_leaves_parameters_alone() -> None:
