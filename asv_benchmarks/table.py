@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -65,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.table", description=__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[9, 19])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     parser.add_argument("--rounds", type=int, default=60, help="medians over so many (default: 60)")
     options = parser.parse_args()
     columns = [measure(depth, options.device, options.rounds) for depth in options.depths]
@@ -76,6 +79,14 @@ def main() -> None:
     print(f"{'depth':22}" + "".join(f"{depth:>10}" for depth in options.depths))
     for name in columns[0]:
         print(f"{name:22}" + "".join(f"{column[name]:10.2f}" for column in columns))
+    if options.json is not None:
+        # The report's claim: which part of a training step with BatchNorm is BatchNorm's.
+        shares = {
+            depth: 100 * column["BN adds ms"] / (column["step ms"] + column["BN adds ms"])
+            for depth, column in zip(options.depths, columns, strict=True)
+        }
+        content = {"torch": torch.__version__, "where": where, "bn_percent_of_step": shares}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -15,7 +16,7 @@ from repro.data import DataError, load
 from repro.experiments import Experiment
 from repro.page import Report
 from repro.spec import METHODS, PRESETS
-from repro.sweep import run_all
+from repro.sweep import Executor, run_all
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
@@ -49,7 +50,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
             f"{experiment.title}, preset {preset.name}: {len(specs)} runs on {images.form}",
             file=sys.stderr,
         )
-        done = run_all(specs, images, out / "records", device)
+        done = run_all(specs, images, out / "records", device, options.executor)
         report = page.write(out, f"python -m repro.{name} {_shown(given, source)}")
         tell(report, out, name)
         return gate.check(done, report, preset) if options.gate else 0
@@ -104,6 +105,12 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--executor",
+        choices=get_args(Executor),
+        default="local",
+        help="ray sends runs to a Ray cluster (RAY_ADDRESS, else this machine; default: local)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/PRESET")
     parser.add_argument(
         "--gate",

@@ -74,6 +74,12 @@ class RunSpec:
     output: Literal["logits", "softmax"] = "logits"
 
     @property
+    def cost(self) -> int:
+        """Products of a weight and an image's activation: what time is about proportional to."""
+        weights = 3072 * self.width + self.depth * self.width**2 + self.width * 10
+        return weights * self.epochs * self.train_images
+
+    @property
     def uses_batchnorm(self) -> bool:
         """Whether a BatchNorm follows every hidden Linear."""
         return self.method in ("bn", "enorm+bn")
