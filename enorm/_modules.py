@@ -50,14 +50,14 @@ def unusable(
             reasons[name] = f"called {calls[name]} times"
         elif own and name in inside and calls[name]:
             reasons[name] = f"also used inside {inside[name]}"
+        elif any(isinstance(value, nn.UninitializedParameter) for value in own.values()):
+            reasons[name] = "its parameters have no shape before the first forward"
         elif names & shared:
             reasons[name] = "its parameters share memory with others"
         elif names & read or any(storage(value) in touched for value in own.values()):
             reasons[name] = "the forward code also reads its parameters directly"
         elif getattr(module, "weight", None) is not None and "weight" not in own:
             reasons[name] = "its weight is computed, not a parameter"
-        elif any(isinstance(value, nn.UninitializedParameter) for value in own.values()):
-            reasons[name] = "its parameters have no shape before the first forward"
         elif any(value.dtype not in _DTYPES for value in own.values()):
             kinds = ", ".join(sorted({str(value.dtype) for value in own.values()}))
             reasons[name] = f"its parameters are {kinds}, not float64, float32 or a half precision"

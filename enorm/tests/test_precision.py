@@ -153,3 +153,34 @@ def test_scales_stop_where_a_bias_would_overflow() -> None:
         torch.testing.assert_close(one.get_parameter("0.weight")[:, 0], scales)
         torch.testing.assert_close(one.get_parameter("2.weight")[0], 1e4 / scales)
     assert model.get_parameter("0.weight")[:, 0].tolist() == [16.0, 1.0, 128.0]
+
+
+def test_a_relaxed_step_does_not_pass_a_biass_limit() -> None:
+    """With ω = 1.07 the first step alone would."""
+    model = nn.Sequential(
+        *(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    )
+    with torch.no_grad():
+        for name, value in (("0.weight", 1), ("0.bias", 1e37), ("2.weight", 1e4), ("4.weight", 1)):
+            model.get_parameter(name).fill_(value)
+    enorm.balance_(model, solver="sor", max_cycles=1)
+    assert model.get_parameter("0.bias").item() <= torch.finfo(torch.float32).max / 2
+
+
+def test_powers_of_two_stay_where_two_are_equally_good() -> None:
+    """D = sqrt(R / L) = sqrt(2): neither 1 nor 2 is nearer, and to go and come never ends."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(1)
+        model.get_parameter("2.weight").fill_(2)
+    assert enorm.balance_(model, power_of_two=True).converged
+    assert model.get_parameter("0.weight").item() == 1
+
+
+def test_an_infinite_norm_is_counted() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[1, 0] = torch.inf
+    stepper = enorm.ENorm(model)
+    stepper.step()
+    assert int(stepper.nonfinite) == 1
