@@ -183,4 +183,5 @@ def test_an_infinite_norm_is_counted() -> None:
         model.get_parameter("0.weight")[1, 0] = torch.inf
     stepper = enorm.ENorm(model)
     stepper.step()
+    assert stepper.nonfinite.dtype is torch.int64
     assert int(stepper.nonfinite) == 1
