@@ -105,3 +105,35 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert first.stat().st_ino == inode
     assert len(list(folder.glob("*.json"))) == 2
     assert not list(folder.glob("*.part"))
+
+
+def test_two_processes_on_one_folder_leave_whole_records(tmp_path: Path) -> None:
+    """Both may make the same run; what is there in the end is one whole record of each."""
+    command = [
+        *(sys.executable, "-m", "repro.figure2", "--preset", "quick", "--depths", "1"),
+        *("--seeds", "1", "--methods", "baseline", "enorm", "--epochs", "1"),
+        *("--threads", "1", "--out", str(tmp_path)),
+    ]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    found = list(records.read_all(tmp_path / "records"))
+    assert sorted(record.spec.method for record in found) == ["baseline", "enorm"]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: writing fails half-way."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+        "from repro import figure2; sys.exit(figure2.main(sys.argv[1:]))"
+    )
+    command = [
+        *(sys.executable, "-B", "-c", code, "--preset", "quick", "--depths", "1", "--seeds", "1"),
+        *("--methods", "baseline", "--epochs", "1", "--out", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == f"figure2: cannot write to {tmp_path}: File too large; use another --out"
+    assert list((tmp_path / "records").iterdir()) == []
