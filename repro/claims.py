@@ -415,13 +415,14 @@ def _of(rows: pd.DataFrame, series: str) -> pd.DataFrame:
 
 
 def _interval(ends: Sequence[float]) -> str:
-    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if math.isfinite(ends[0]) else "unbounded"
+    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if math.isfinite(ends[0]) else "–"
 
 
 def _size(estimate: Estimate) -> str:
     counts = sorted({n for _, n in estimate.by_depth.values()})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{len(estimate.by_depth)} depths × {seeds} seeds"
+    depths = len(estimate.by_depth)
+    return f"{depths} depth{'s' * (depths > 1)} × {seeds} seed{'s' * (seeds != '1')}"
 
 
 def _listed(depths: Sequence[int]) -> str:

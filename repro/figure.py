@@ -142,9 +142,10 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
     present = set()
     for record in records:
         series = series_of(record.spec, images)
-        if series is None or series.id not in styles:
-            continue
         curve = record.result.curve
+        # A run that diverges in its first epoch has no curve.
+        if series is None or series.id not in styles or not curve:
+            continue
         panel = panels[depths.index(record.spec.depth)]
         present.add(series.id)
         panel.plot(

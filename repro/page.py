@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import jinja2
 import pandas as pd
@@ -162,6 +163,9 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
     return environment.get_template("report.html").render(
         report=report,
         verdicts=_by_verdict(report.findings),
+        findings=sorted(
+            report.findings, key=lambda finding: get_args(claims.Verdict).index(finding.verdict)
+        ),
         pictures=pictures,
         series={id: series.label for id, series in SERIES.items()},
         labels=labels,
@@ -171,10 +175,8 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
 
 
 def _by_verdict(findings: Sequence[Finding]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for finding in findings:
-        counts[finding.verdict] = counts.get(finding.verdict, 0) + 1
-    return counts
+    found = [finding.verdict for finding in findings]
+    return {verdict: found.count(verdict) for verdict in get_args(claims.Verdict)}
 
 
 def _inline(text: str) -> str:
