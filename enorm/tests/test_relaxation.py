@@ -153,11 +153,11 @@ def test_sor_leaves_graphs_unrelaxed() -> None:
 
 
 def test_every_chain_of_a_network_is_relaxed_for_its_own_length() -> None:
-    """Three weights before a wall and two behind it; q is theirs, not the network's."""
-    linear = [nn.Linear(4, 4) for _ in range(5)]
+    """Three weights before a wall and four behind it; q is theirs, not the network's."""
+    linear = [nn.Linear(4, 4) for _ in range(7)]
     model = nn.Sequential(
         *(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2], nn.GELU()),
-        *(linear[3], nn.ReLU(), linear[4]),
+        *(linear[3], nn.ReLU(), linear[4], nn.ReLU(), linear[5], nn.ReLU(), linear[6]),
     )
     omegas = build_problem(enorm.trace(model), 2.0, 1.0).omegas
-    assert omegas == pytest.approx([2 / (1 + math.sin(math.pi / q)) for q in (3, 3, 2)])
+    assert omegas == pytest.approx([2 / (1 + math.sin(math.pi / q)) for q in (3, 3, 4, 4, 4)])

@@ -713,6 +713,9 @@ def test_layers_that_cannot_be_rescaled_say_why(change: Callable[[nn.Sequential]
         (f"2 ({type(model[2]).__name__})", UNUSABLE[change])
     ]
     assert groups(plan) == [(["4"], ["6"], 5)]
+    assert [layer.weight for layer in plan.layers if layer.weight[0] == "2"] == (
+        [] if change in (no_weight, no_weight_and_no_bias, weight_without_shape) else ["2.weight"]
+    )
 
 
 def test_what_happens_in_one_mode_only_counts() -> None:
