@@ -714,7 +714,7 @@ def test_layers_that_cannot_be_rescaled_say_why(change: Callable[[nn.Sequential]
     ]
     assert groups(plan) == [(["4"], ["6"], 5)]
     assert [layer.weight for layer in plan.layers if layer.weight[0] == "2"] == (
-        [] if change in (no_weight, no_weight_and_no_bias, weight_without_shape) else ["2.weight"]
+        ["2.weight"] if change in (mixed_weights, weight_without_entries) else []
     )
 
 
