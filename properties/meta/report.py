@@ -61,8 +61,9 @@ def main() -> int:
     PAGE.write_text(
         f"""# What the suite is worth
 
-Made by `python -m properties.meta.report`. Beside this page: [planted bugs](mutants.md), [runs
-with different seeds](seeds.md), and [other implementations](conformance.md).
+Made by `python -m properties.meta.report`. Beside this page: [planted bugs](mutants.md), the
+[mutation score](mutation.md), [runs with different seeds](seeds.md), and
+[other implementations](conformance.md).
 
 ## What is drawn
 
