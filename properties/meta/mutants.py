@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "bias scaled inversely",
         "_apply.py",
-        "scaled = [(parameter, 1), ",
-        'scaled = [(parameter, -1 if target.name.endswith("bias") else 1), ',
+        "in [(parameter, 1), *state]",
+        'in [(parameter, -1 if target.name.endswith("bias") else 1), *state]',
         _FUNCTION,
     ),
     Mutant(
