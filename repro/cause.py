@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from repro.experiments import SERIES, series_of
 from repro.records import Record
 
-# Steps after which scales are compared: before any run has diverged.
+# Steps after which scales are compared: before biases make a run diverge.
 STEP = 16
 
 _STYLES = {
@@ -30,17 +30,20 @@ def cause(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run of ENorm with biases.
 
     Columns: ``series``, ``depth``, ``seed``, ``a`` (the median scale of each hidden layer's units
-    after 16 steps), ``rate`` (the largest learning rate of a layer's biases in their original
-    scale) and ``step`` (of the first non-finite loss, from 1; missing without one).
+    after 16 steps, or fewer where the run ends sooner), ``rate`` (the largest learning rate of a
+    layer's biases in their original scale) and ``step`` (of the first non-finite loss, from 1;
+    missing without one).
     """
     images = max(record.spec.train_images for record in records)
     rows = []
     for record in sorted(records, key=lambda one: one.spec.epochs):
         series = series_of(record.spec, images)
         noted = {point.step: point.log2_a for point in record.result.scales}
-        if series is None or series.id not in _STYLES or STEP not in noted:
+        # A run that diverges sooner, as some do without biases, has noted fewer.
+        last = max((step for step in noted if step <= STEP), default=None)
+        if series is None or series.id not in _STYLES or last is None:
             continue
-        a = np.exp2(noted[STEP])
+        a = np.exp2(noted[last])
         diverged = record.result.diverged_at
         steps = -(-record.spec.train_images // record.spec.batch_size)
         rows.append(
