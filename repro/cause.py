@@ -29,10 +29,10 @@ _STYLES = {
 def cause(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run of ENorm with biases.
 
-    Columns: ``series``, ``depth``, ``seed``, ``a`` (the median scale of each hidden layer's units
-    after 16 steps, or fewer where the run ends sooner), ``rate`` (the largest learning rate of a
-    layer's biases in their original scale) and ``step`` (of the first non-finite loss, from 1;
-    missing without one).
+    Columns: ``series``, ``depth``, ``seed``, ``after`` (steps: 16, or fewer where the run ends
+    sooner), ``a`` (the median scale of each hidden layer's units then), ``rate`` (the largest
+    learning rate of a layer's biases in their original scale) and ``step`` (of the first
+    non-finite loss, from 1; missing without one).
     """
     images = max(record.spec.train_images for record in records)
     rows = []
@@ -51,13 +51,14 @@ def cause(records: Sequence[Record]) -> pd.DataFrame:
                 "series": series.id,
                 "depth": record.spec.depth,
                 "seed": record.spec.seed,
+                "after": last,
                 "a": tuple(a),
                 "rate": record.spec.learning_rate
                 / (1.0 if record.spec.precondition_bias else float(a.min()) ** 2),
                 "step": None if diverged is None else diverged[0] * steps + diverged[1] + 1,
             }
         )
-    table = pd.DataFrame(rows, columns=["series", "depth", "seed", "a", "rate", "step"])
+    table = pd.DataFrame(rows, columns=["series", "depth", "seed", "after", "a", "rate", "step"])
     # Longer runs of the same series, depth and seed repeat the shorter.
     return table.drop_duplicates(["series", "depth", "seed"], keep="last")
 
@@ -73,13 +74,14 @@ def cause_figure(records: Sequence[Record]) -> Figure | None:
         return None
     figure = Figure(figsize=(12.5, 4.4), layout="constrained")
     scales, rates, steps = figure.subplots(1, 3)
-    first = published.drop_duplicates("depth")
+    first = published[published["after"] == STEP].drop_duplicates("depth")
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(first)))
     for (_, row), color in zip(first.iterrows(), shades, strict=True):
         layers = range(1, len(row["a"]) + 1)
         scales.semilogy(layers, row["a"], ".-", color=color, lw=1, ms=4, label=str(row["depth"]))
     scales.set(title=f"scale a of each layer after {STEP} steps, c = 1.2", xlabel="hidden layer")
-    scales.legend(title="depth", ncols=2, fontsize=8, title_fontsize=8)
+    if len(first):
+        scales.legend(title="depth", ncols=2, fontsize=8, title_fontsize=8)
     for series, (color, marker, shift) in _STYLES.items():
         rows = table[table["series"] == series]
         if rows.empty:
