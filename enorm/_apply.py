@@ -38,7 +38,7 @@ _NARROW = 24.0
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """A parameter that scales: rows multiplied by one group, column blocks divided by another."""
 
     name: str
@@ -64,7 +64,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 @torch.no_grad()
 def write_(
-    plan: Plan,
+    targets: Sequence[Target],
     tensors: Mapping[str, Tensor],
     z: Sequence[Tensor],
     optimizer: Optimizer | None = None,
@@ -75,7 +75,7 @@ def write_(
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
     Args:
-        plan: the plan.
+        targets: from :func:`targets_of`.
         tensors: the parameters by name.
         z: ``log2 d`` per group, shape ``(size,)`` float64.
         optimizer: its state goes with ``d`` to the power that keeps it equal to the state that
@@ -87,29 +87,46 @@ def write_(
     """
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
-    widest = torch.cat(list(z)).abs().amax().item() if moderate and on_cpu else math.inf
-    for target in _targets(plan):
+    factors = _Factors(z)
+    widest = factors.exponents.abs().amax().item() if moderate and on_cpu else math.inf
+    for target in targets:
         parameter = tensors[target.name]
         sign = -1 if target.name in inverse else 1
         state = [(buffer, sign * power) for buffer, power in _state(parameter, optimizer)]
         for tensor, power in [(parameter, 1), *state]:
             narrow = abs(power) * widest <= _NARROW
             if narrow and tensor.dtype in (torch.float32, torch.float64):
-                _scale_narrow_(tensor, target, z, power)
+                _scale_narrow_(tensor, target, factors, power)
             else:
                 _scale_wide_(tensor, target, z, power)
 
 
+class _Factors:
+    """``d`` to some power in some dtype: of all groups at once, for they are many and small."""
+
+    def __init__(self, z: Sequence[Tensor]) -> None:
+        self.exponents = torch.cat(list(z))
+        self._sizes = [len(one) for one in z]
+        self._made: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
+
+    def __call__(self, power: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        if (power, dtype) not in self._made:
+            made = torch.exp2(self.exponents * power).to(dtype)
+            self._made[power, dtype] = made.split(self._sizes)
+        return self._made[power, dtype]
+
+
 def touched_tensors(
-    plan: Plan, tensors: Mapping[str, Tensor], optimizer: Optimizer | None
+    targets: Sequence[Target], tensors: Mapping[str, Tensor], optimizer: Optimizer | None
 ) -> Iterator[Tensor]:
     """The parameters and buffers that :func:`write_` changes."""
-    for target in _targets(plan):
+    for target in targets:
         yield tensors[target.name]
         yield from (buffer for buffer, _ in _state(tensors[target.name], optimizer))
 
 
-def _targets(plan: Plan) -> list[_Target]:
+def targets_of(plan: Plan) -> list[Target]:
+    """The parameters that scale, each once."""
     rows = {
         name: index
         for index, group in enumerate(plan.groups)
@@ -123,7 +140,7 @@ def _targets(plan: Plan) -> list[_Target]:
         for consumer in group.consumers
     }
     return [
-        _Target(name, rows.get(name), *columns.get(name, (None, 1)))
+        Target(name, rows.get(name), *columns.get(name, (None, 1)))
         for name in dict.fromkeys([*rows, *columns])
     ]
 
@@ -137,7 +154,7 @@ def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Ten
 
 
 def _exponents(
-    target: _Target, z: Sequence[Tensor], power: int
+    target: Target, z: Sequence[Tensor], power: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of rows and of columns, each in base 2."""
     rows = None if target.rows is None else z[target.rows] * power
@@ -151,14 +168,18 @@ def _along(vector: Tensor, axis: int, dimensions: int) -> Tensor:
     return vector.view(*[1] * axis, -1, *[1] * (dimensions - axis - 1))
 
 
-def _scale_narrow_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int) -> None:
+def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int) -> None:
     """One factor after the other, in the tensor's own dtype."""
-    for axis, exponent in enumerate(_exponents(target, z, power)):
-        if exponent is not None:
-            tensor.mul_(_along(torch.exp2(exponent).to(tensor.dtype), axis, tensor.dim()))
+    if target.rows is not None:
+        tensor.mul_(_along(factors(power, tensor.dtype)[target.rows], 0, tensor.dim()))
+    if target.columns is not None:
+        factor = factors(-power, tensor.dtype)[target.columns]
+        if target.block > 1:
+            factor = factor.repeat_interleave(target.block)
+        tensor.mul_(_along(factor, 1, tensor.dim()))
 
 
-def _scale_wide_(tensor: Tensor, target: _Target, z: Sequence[Tensor], power: int) -> None:
+def _scale_wide_(tensor: Tensor, target: Target, z: Sequence[Tensor], power: int) -> None:
     """The same in float64, and rounded once: for half precision and for extreme scales."""
     parts = [
         _along(exponent, axis, tensor.dim())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from enorm._apply import check_optimizer, touched_tensors, write_
+from enorm._apply import check_optimizer, targets_of, touched_tensors, write_
 from enorm._masses import Precision
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._solve import Problem, Scales, build_problem
@@ -107,10 +107,11 @@ def balance_(
     problem = build_problem(plan, p, c)
     with torch.no_grad():
         scales, cycles, remaining = _solve(problem, tensors, solver, tol, max_cycles, power_of_two)
-    touched = touched_tensors(plan, tensors, optimizer)
+    targets = targets_of(plan)
+    touched = touched_tensors(targets, tensors, optimizer)
     backup = [(tensor, tensor.detach().clone()) for tensor in touched]
     try:
-        write_(plan, tensors, scales.scales(), optimizer)
+        write_(targets, tensors, scales.scales(), optimizer)
         energy_after = _energy(plan, tensors, p, c)
         for name in plan.parameter_names():
             if not tensors[name].isfinite().all():

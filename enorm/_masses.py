@@ -118,6 +118,18 @@ class Masses:
         norms: Tensor = torch.linalg.vector_norm(weight, self.p, axes, dtype=self.dtype)
         return norms.square_() if self.p == 2 else norms.pow_(self.p)
 
+    def row_sums(self, factors: Tensor | None) -> Tensor:
+        """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""
+        if self._matrix is None:
+            return self._sums
+        return self._matrix.sum(1) if factors is None else torch.mv(self._matrix, factors)
+
+    def column_sums(self, factors: Tensor | None) -> Tensor:
+        """``Σ_i M[i, j] f_i``, shape ``(units,)``, not for logarithms; None stands for ones."""
+        if self._matrix is None:
+            return self._sums
+        return self._matrix.sum(0) if factors is None else torch.mv(self._matrix.T, factors)
+
     def rows(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:
@@ -160,11 +172,16 @@ def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:
     """
     sums = torch.cat(list(seen))
     info = torch.finfo(sums.dtype)
-    margin = 2.0**12 / info.eps
+    margin = range_margin(sums.dtype)
     if zeros_are_dead:
         sums = torch.where(sums == 0, 1.0, sums)
     low, high = torch.aminmax(sums)
     return ~((low > info.smallest_normal * margin) & (high < info.max / margin))
+
+
+def range_margin(dtype: torch.dtype) -> float:
+    """How far from the ends of ``dtype`` sums are trusted: room for 2^12 vanished addends."""
+    return 2.0**12 / torch.finfo(dtype).eps
 
 
 def _logsumexp2(powers: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from enorm._apply import check_optimizer, write_
+from enorm._apply import check_optimizer, targets_of, write_
 from enorm._balance import check_count, check_exponents
+from enorm._cycle import PlainCycles
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._precondition import BiasPreconditioner
@@ -96,6 +97,7 @@ class ENorm:
         self._cycles, self._every, self._order = cycles, every, order
         self._calls = 0
         self.log2_scales: tuple[Tensor, ...] = ()
+        self._targets = targets_of(self.plan)
         self._workspace = Workspace()
         self._precision: Precision | None = None
         self._hook: RemovableHandle | None = None
@@ -107,6 +109,22 @@ class ENorm:
             )
         first = next(self.plan.parameter_names())
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=self._tensors[first].device)
+        self._widest = max(
+            self._tensors[term.weight].element_size() for term in self._problem.terms
+        )
+        # A range check would synchronise any other device.
+        self._checked = self.nonfinite.device.type == "cpu"
+        self._plain = (
+            PlainCycles(
+                self._problem,
+                self._tensors,
+                "float64" if self._widest > 4 else "float32",
+                cycles=cycles,
+                order=order,
+            )
+            if self._checked
+            else None
+        )
 
     @torch.no_grad()
     def step(self) -> None:
@@ -119,17 +137,20 @@ class ENorm:
         self._calls += 1
         if self._calls % self._every:
             return
-        scales, bad = self._solve()
-        # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
-        moderate = scales.precision == "float32" and self._problem.p >= 1
-        z = scales.scales()
+        z = self._solve()
         self.log2_scales = tuple(z)
         preconditioner = self._preconditioner
-        inverse = frozenset() if preconditioner is None else preconditioner.names
-        write_(self.plan, self._tensors, z, self._optimizer, moderate=moderate, inverse=inverse)
+        write_(
+            self._targets,
+            self._tensors,
+            z,
+            self._optimizer,
+            # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
+            moderate=self._precision is None and self._widest <= 4 and self._problem.p >= 1,
+            inverse=() if preconditioner is None else preconditioner.names,
+        )
         if preconditioner is not None:
             preconditioner.advance(z)
-        self.nonfinite += bad.to(torch.int64)
 
     def _check_parameters(self) -> None:
         for path, leaf, tensor in self._places:
@@ -200,14 +221,15 @@ class ENorm:
             return None
         return [log2_a.clone() for log2_a in self._preconditioner.log2_a]
 
-    def _solve(self) -> tuple[Scales, Tensor]:
-        """Scales after the cycles, in the cheapest representation that holds the masses."""
-        widest = max(self._tensors[term.weight].element_size() for term in self._problem.terms)
-        # A range check would synchronise any other device.
-        checked = self.nonfinite.device.type == "cpu"
-        ladder = precisions(widest, self._problem.p, checked=checked)
+    def _solve(self) -> list[Tensor]:
+        """``log2 d`` per group after the cycles, in the cheapest way that holds the masses."""
+        # Dead units or extreme scales were met before: do not try in vain at every step.
+        if self._plain is not None and self._precision is None:
+            if (z := self._plain()) is not None:
+                return z
+            self._precision = "float64"
+        ladder = precisions(self._widest, self._problem.p, checked=self._checked)
         if self._precision in ladder:
-            # Dead units or extreme scales were met before: do not try in vain at every step.
             ladder = ladder[ladder.index(self._precision) :]
         for precision in ladder:
             scales = Scales(
@@ -221,7 +243,8 @@ class ENorm:
             if precision == ladder[-1] or not scales.lost_range():
                 break
             self._precision = ladder[ladder.index(precision) + 1]
-        return scales, torch.stack(bad).sum()
+        self.nonfinite += torch.stack(bad).sum().to(torch.int64)
+        return scales.scales()
 
 
 def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
@@ -234,7 +257,7 @@ def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
             hold all finite weights.
     """
     if checked:
-        return ["float64", "log"] if widest > 4 else ["float32", "float64", "log"]
+        return ["float64", "log"]
     # Squares of float32 weights and scales stay within float64's range.
     return ["float64"] if widest <= 4 and p <= 2 else ["log"]
 

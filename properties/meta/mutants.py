@@ -60,9 +60,9 @@ _RATE = "test_rate.py::test_linear_rate_is_youngs"
 MUTANTS = (
     Mutant(
         "wrong exponent: d² instead of d",
-        "_solve.py",
-        ".mul_(0.5 / self.problem.p)",
-        ".mul_(1.0 / self.problem.p)",
+        "_cycle.py",
+        "torch.div(q_mass, p_mass).sqrt_()",
+        "torch.div(q_mass, p_mass)",
         _RATE,
     ),
     Mutant(
@@ -95,23 +95,23 @@ MUTANTS = (
     ),
     Mutant(
         "stale norms: Jacobi in place of Algorithm 1",
-        "_solve.py",
-        'source = before if order == "jacobi" else self.z',
-        "source = before",
+        "_cycle.py",
+        "if self._jacobi else (scales, inverses)",
+        "if True else (scales, inverses)",
         _RATE,
     ),
     Mutant(
         "Jacobi sees groups already updated",
-        "_solve.py",
-        'source = before if order == "jacobi" else self.z',
-        "source = self.z",
+        "_cycle.py",
+        "if self._jacobi else (scales, inverses)",
+        "if False else (scales, inverses)",
         _EQUAL,
     ),
     Mutant(
         "sweep order reversed",
-        "_solve.py",
-        "for group in range(len(self.z)):",
-        "for group in reversed(range(len(self.z))):",
+        "_cycle.py",
+        "in enumerate(self._coefficients):",
+        "in reversed(list(enumerate(self._coefficients))):",
         _EQUAL,
     ),
     Mutant(
@@ -207,9 +207,9 @@ MUTANTS = (
     ),
     Mutant(
         "float32 sums whatever their range",
-        "_stepper.py",
-        "if precision == ladder[-1] or not scales.lost_range():",
-        "if True:",
+        "_cycle.py",
+        "if not (least > 1 / reach and most < reach):",
+        "if False:",
         _EXTREME,
     ),
     Mutant(
@@ -222,8 +222,8 @@ MUTANTS = (
     Mutant(
         "largest entry in place of the norm",
         "_masses.py",
-        "torch.mv(matrix, factors)",
-        "(matrix * factors).amax(1)",
+        "torch.mv(self._matrix, factors)",
+        "(self._matrix * factors).amax(1)",
         _EQUAL,
     ),
     Mutant(
@@ -236,8 +236,8 @@ MUTANTS = (
     Mutant(
         "scales rounded to half precision",
         "_apply.py",
-        "torch.exp2(exponent).to(tensor.dtype)",
-        "torch.exp2(exponent).bfloat16().to(tensor.dtype)",
+        "torch.exp2(self.exponents * power).to(dtype)",
+        "torch.exp2(self.exponents * power).bfloat16().to(dtype)",
         _FUNCTION,
     ),
     Mutant(
@@ -257,8 +257,8 @@ MUTANTS = (
     Mutant(
         "BatchNorm's statistics rescaled",
         "_stepper.py",
-        "        self.nonfinite += bad.to(torch.int64)\n",
-        "        self.nonfinite += bad.to(torch.int64)\n"
+        "        self.log2_scales = tuple(z)\n",
+        "        self.log2_scales = tuple(z)\n"
         "        for name, buffer in self._model.named_buffers():\n"
         '            if name.endswith("mean"):\n'
         "                buffer.mul_(1.5)\n",
@@ -274,8 +274,8 @@ MUTANTS = (
     Mutant(
         "train mode switched on",
         "_stepper.py",
-        "        self.nonfinite += bad.to(torch.int64)\n",
-        "        self.nonfinite += bad.to(torch.int64)\n        self._model.train()\n",
+        "        self.log2_scales = tuple(z)\n",
+        "        self.log2_scales = tuple(z)\n        self._model.train()\n",
         _STAY,
     ),
     Mutant(
@@ -330,8 +330,8 @@ MUTANTS = (
     Mutant(
         "momentum of preconditioned biases scaled as any other",
         "_stepper.py",
-        "inverse = frozenset() if",
-        "inverse = frozenset() if True or",
+        "inverse=() if preconditioner is None else",
+        "inverse=() if True else",
         _BIASES,
     ),
 )

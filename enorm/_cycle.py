@@ -1,0 +1,151 @@
+"""Cycles in plain arithmetic: what runs after every optimiser step.
+
+Works on ``s = d^p``, one vector per group, without logarithms, guards or a look at dead units:
+with masses P of a unit's producers and Q of its consumers the update is ``s = sqrt(Q / P)`` (Stock
+et al. 2019, Algorithm 1). All sums and scales are looked at afterwards; where one came near the
+ends of the dtype, or is zero, there is no result and :class:`enorm._solve.Scales` has to do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from enorm._masses import Masses, Precision, Workspace, range_margin
+from enorm._solve import Order, Problem
+
+# Coefficients of one group that are further apart, in powers of two, leave too little range.
+_WIDEST_COEFFICIENTS = 40.0
+
+
+class PlainCycles:
+    """Cycles over the weights as they are at each call.
+
+    Args:
+        problem: the problem.
+        tensors: the parameters by name.
+        precision: of masses and scales, ``"float32"`` or ``"float64"``.
+        cycles: how many a call runs; with one, two weights' worth of memory serves all masses.
+        order: ``"cyclic"`` or ``"jacobi"``.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        tensors: Mapping[str, Tensor],
+        precision: Precision,
+        *,
+        cycles: int,
+        order: Order,
+    ) -> None:
+        self._problem = problem
+        self._tensors = tensors
+        self._precision: Precision = precision
+        self._cycles = cycles
+        self._jacobi = order == "jacobi"
+        self._workspace = Workspace()
+        self._masses: dict[int, Masses] = {}
+        self._biases = [tensors[name].detach() for names in problem.biases for name in names]
+        # Only ratios matter within a group: its first producer counts once.
+        self._coefficients = [
+            {
+                t: problem.terms[t].log2_coefficient - problem.terms[members[0]].log2_coefficient
+                for t in members
+            }
+            for members in (
+                (*producers, *consumers)
+                for producers, consumers in zip(problem.producers, problem.consumers, strict=True)
+            )
+        ]
+
+    def __call__(self) -> list[Tensor] | None:
+        """``log2 d`` per group, ``(size,)`` float64, or None where the precision is too narrow.
+
+        Waits for the device, to see whether it is.
+        """
+        problem = self._problem
+        if any(
+            abs(x) > _WIDEST_COEFFICIENTS for group in self._coefficients for x in group.values()
+        ):
+            return None
+        # Where the scales of a group stand, and one over them; None stands for ones.
+        scales: list[Tensor | None] = [None] * len(problem.producers)
+        inverses = list(scales)
+        sums: list[Tensor] = []
+        for _ in range(self._cycles):
+            s, r = (list(scales), list(inverses)) if self._jacobi else (scales, inverses)
+            for group, coefficients in enumerate(self._coefficients):
+                produced = [
+                    self._mass(t).row_sums(_at(r, problem.terms[t].columns))
+                    for t in problem.producers[group]
+                ]
+                consumed = [
+                    self._mass(t).column_sums(_at(s, problem.terms[t].rows))
+                    for t in problem.consumers[group]
+                ]
+                sums += [*produced, *consumed]
+                if self._cycles == 1:
+                    self._release(problem.last_uses[group])
+                p_mass = _weighted(produced, [coefficients[t] for t in problem.producers[group]])
+                q_mass = _weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
+                scale = torch.div(q_mass, p_mass).sqrt_()
+                scales[group], inverses[group] = scale, scale.reciprocal()
+        self._release(list(self._masses))
+        return self._checked(sums, [scale for scale in scales if scale is not None])
+
+    def _mass(self, index: int) -> Masses:
+        if index not in self._masses:
+            term = self._problem.terms[index]
+            self._masses[index] = Masses(
+                self._tensors[term.weight],
+                self._problem.p,
+                rows=term.rows is not None,
+                columns=term.columns is not None,
+                block=term.block,
+                precision=self._precision,
+                workspace=self._workspace,
+            )
+        return self._masses[index]
+
+    def _release(self, terms: Sequence[int]) -> None:
+        for index in terms:
+            self._masses.pop(index).release()
+
+    def _checked(self, sums: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor] | None:
+        together = torch.cat(list(scales))
+        info = torch.finfo(together.dtype)
+        # A mass below the smallest normal number may have vanished, and a scale of at most `reach`
+        # may have weighted it. NaN compares false.
+        reach = info.smallest_normal ** (-1 / 3)
+        least, most = (one.item() for one in torch.aminmax(together))
+        low, high = (one.item() for one in torch.aminmax(torch.cat(list(sums))))
+        margin = range_margin(together.dtype)
+        if not (least > 1 / reach and most < reach):
+            return None
+        if not (low > info.smallest_normal * margin * reach and high < info.max / margin):
+            return None
+        if self._biases:
+            largest = torch.cat(self._biases).abs().amax().item()
+            limit = min(torch.finfo(bias.dtype).max for bias in self._biases) / 2
+            if not largest * max(1.0, most ** (1 / self._problem.p)) <= limit:
+                return None
+        z = together.double().log2_().div_(self._problem.p)
+        return list(z.split([len(scale) for scale in scales]))
+
+
+def _at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
+    return None if group is None else vectors[group]
+
+
+def _weighted(parts: Sequence[Tensor], log2_coefficients: Sequence[float]) -> Tensor:
+    """``Σ 2^coefficient · part``."""
+    total: Tensor | None = None
+    for part, log2_coefficient in zip(parts, log2_coefficients, strict=True):
+        if total is not None:
+            total = total.add(part, alpha=2.0**log2_coefficient)
+        else:
+            total = part if log2_coefficient == 0 else part * 2.0**log2_coefficient
+    assert total is not None
+    return total
