@@ -30,7 +30,7 @@ from repro.statistics import ALPHA, pooled
 from repro.table import Runs
 
 _HERE = Path(__file__).parent
-_SAME = ("torch", "numpy", "device", "threads")
+_SAME = ("torch", "numpy", "device", "threads", "together")
 
 
 def committed(preset: Preset) -> Path:
@@ -122,7 +122,8 @@ def _alike(done: Sequence[Record], known: Sequence[Record]) -> bool:
 
 
 def _same_place(one: Record, other: Record) -> bool:
-    return all(one.environment[name] == other.environment[name] for name in _SAME)
+    places = [{"together": 1, **record.environment} for record in (one, other)]
+    return all(places[0][name] == places[1][name] for name in _SAME)
 
 
 def _bits(done: Sequence[Record], known: Sequence[Record]) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 
 import enorm
 from repro.data import Images
-from repro.spec import NUMERICS_VERSION, RunSpec
+from repro.spec import RunSpec
 from repro.train import Epoch, RunResult, ScalePoint
 
 _SCHEMA = 1
@@ -58,9 +58,19 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def make(
-    spec: RunSpec, result: RunResult, images: Images, key: str, device: torch.device
+    spec: RunSpec,
+    result: RunResult,
+    images: Images,
+    key: str,
+    device: torch.device,
+    *,
+    together: int = 1,
 ) -> Record:
-    """A record of ``result``, with the environment as it is now."""
+    """A record of ``result``, with the environment as it is now.
+
+    ``together`` is how many runs were one batched model: with another number a device may round
+    otherwise.
+    """
     data = {
         "form": images.form,
         "cifar10": images.cifar10,
@@ -68,7 +78,8 @@ def make(
         "test_images": len(images.test),
         "hash": images.hash,
     }
-    return Record(key, spec, result, data, describe_environment(device))
+    environment = {**describe_environment(device), "together": together}
+    return Record(key, spec, result, data, environment)
 
 
 def write(folder: Path, record: Record) -> Path:
@@ -77,7 +88,11 @@ def write(folder: Path, record: Record) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    content = {"schema": _SCHEMA, "numerics_version": NUMERICS_VERSION, **asdict(record)}
+    content = {
+        "schema": _SCHEMA,
+        "numerics_version": record.spec.numerics_version,
+        **asdict(record),
+    }
     target = folder / record.file_name
     write_atomically(target, (json.dumps(content, indent=1) + "\n").encode())
     return target

@@ -15,7 +15,7 @@ from repro.cluster import run_on_cluster
 from repro.data import Images, Tensors, tensors
 from repro.records import Record
 from repro.spec import RunSpec, Statistics
-from repro.train import Epoch, train
+from repro.train import Epoch, shape, train_together
 
 Executor = Literal["local", "ray"]
 
@@ -71,25 +71,47 @@ def _run_here(
 ) -> Generator[Record]:
     """One after the other, in this process."""
     prepared: dict[tuple[int, Statistics], Tensors] = {}
-    for number, spec in enumerate(specs, start=1):
-        form = (spec.train_images, spec.statistics)
+    left = len(specs)
+    for group in _groups(specs, device):
+        form = (group[0].train_images, group[0].statistics)
         if form not in prepared:
             # One form at a time: all images of one take half a gigabyte and more.
-            prepared = {form: tensors(images, spec.train_images, device, spec.statistics)}
-        name = f"run {number}/{len(specs)}: {spec.method}, depth {spec.depth}, seed {spec.seed}"
-        cost = spec.cost // spec.epochs
+            prepared = {form: tensors(images, form[0], device, form[1])}
         done = 0
 
-        def on_epoch(epoch: int, point: Epoch, name: str = name, cost: int = cost) -> None:
+        def on_epoch(
+            index: int,
+            epoch: int,
+            point: Epoch,
+            group: list[RunSpec] = group,
+            left: int = left,
+        ) -> None:
             nonlocal done
-            done += cost
-            progress.set_postfix_str(
-                f"{name}, epoch {epoch + 1}: {point.test_accuracy:.2f} %", refresh=False
-            )
-            progress.update(cost)
+            spec = group[index]
+            done += spec.cost // spec.epochs
+            text = f"{_name(spec)}, epoch {epoch + 1}: {point.test_accuracy:.2f} %"
+            progress.set_postfix_str(f"{left} runs left; {text}", refresh=False)
+            progress.update(spec.cost // spec.epochs)
 
-        progress.set_postfix_str(name)
-        result = train(spec, prepared[form], on_epoch)
+        progress.set_postfix_str(f"{left} runs left; {_name(group[0])}")
+        results = train_together(group, prepared[form], on_epoch)
         # A diverged run ends early; what it leaves undone is done.
-        progress.update(spec.cost - done)
-        yield records.make(spec, result, images, spec.key(images.hash), device)
+        progress.update(sum(spec.cost for spec in group) - done)
+        left -= len(group)
+        for spec, result in zip(group, results, strict=True):
+            key = spec.key(images.hash)
+            yield records.make(spec, result, images, key, device, together=len(group))
+
+
+def _groups(specs: Sequence[RunSpec], device: torch.device) -> list[list[RunSpec]]:
+    """Which runs train together: on a GPU all of one shape, for one alone leaves it idle."""
+    if device.type == "cpu":
+        return [[spec] for spec in specs]
+    alike: dict[RunSpec, list[RunSpec]] = {}
+    for spec in specs:
+        alike.setdefault(shape(spec), []).append(spec)
+    return list(alike.values())
+
+
+def _name(spec: RunSpec) -> str:
+    return f"{spec.method}, depth {spec.depth}, seed {spec.seed}"

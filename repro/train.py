@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import enorm
 from repro.data import Tensors
+from repro.engine import Stack, Step
 from repro.model import build, generator
 from repro.spec import RunSpec
 
@@ -91,61 +92,162 @@ def train(
 ) -> RunResult:
     """Train and test as the report did: SGD without momentum, last weights tested by default.
 
-    The images stay on their device; losses stay there too and are read once per epoch, so no step
-    waits for the device.
-
     Args:
         spec: the run.
         data: images, as many for training as the spec says.
         on_epoch: called with each epoch's number and point of the curve.
     """
-    device = data.train.device
-    model = build(spec).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
-    )
-    rescaling = _Rescaling(spec, model, optimizer) if spec.uses_enorm else None
-    order = generator(spec, "order")
-    held_back = len(data.train) // 5 if spec.validation else 0
+    inform = None if on_epoch is None else lambda _, epoch, point: on_epoch(epoch, point)
+    return train_together([spec], data, inform)[0]
+
+
+def train_together(
+    specs: Sequence[RunSpec],
+    data: Tensors,
+    on_epoch: Callable[[int, int, Epoch], None] | None = None,
+) -> list[RunResult]:
+    """Several runs as one batched model, each as :func:`train` does it up to rounding.
+
+    The images stay on their device; losses stay there too and are read once per epoch, so no step
+    waits for the device. On a GPU a step is one captured graph.
+
+    Args:
+        specs: runs with one :func:`shape`.
+        data: images, as many for training as the specs say.
+        on_epoch: called with the run's index, and each epoch's number and point of its curve.
+
+    Raises:
+        ValueError: the runs differ in what they have to share.
+    """
+    if len({shape(spec) for spec in specs}) != 1:
+        raise ValueError("runs that train together must be alike: group them by repro.train.shape")
+    first = specs[0]
+    held_back = len(data.train) // 5 if first.validation else 0
     images = len(data.train) - held_back
-    curve: list[Epoch] = []
-    diverged_at = None
-    for number in range(spec.epochs):
-        rate = learning_rate(spec, number)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    runs = [_Run(spec, data.train.device) for spec in specs]
+    stack = Stack([run.model for run in runs])
+    for run in runs:
+        run.prepare()
+    step = Step(lambda batch: _step(stack, runs, data, batch), data.train.device)
+    sizes = torch.tensor([min(first.batch_size, images - i) for i in _starts(first, images)])
+    for number in range(first.epochs):
+        for run in runs:
+            run.set_rate(learning_rate(run.spec, number))
         start = time.perf_counter()
-        permutation = torch.randperm(images, generator=order).to(device)
-        losses = _train_epoch(model, optimizer, rescaling, data, permutation.split(spec.batch_size))
+        orders = torch.stack([torch.randperm(images, generator=run.order) for run in runs])
+        orders = (orders if len(runs) > 1 else orders[0]).to(data.train.device)
+        losses = _train_epoch(step, runs, orders.split(first.batch_size, -1))
         # Reading the losses waits for the device, so the time is taken behind it.
-        bad = (~losses.isfinite()).nonzero()
-        seconds = time.perf_counter() - start
-        if len(bad):
-            diverged_at = (number, int(bad[0]))
+        read = losses.cpu().view(len(losses), len(runs)).T
+        seconds = (time.perf_counter() - start) / len(runs)
+        for index, run in enumerate(runs):
+            if run.diverged_at is not None:
+                continue
+            bad = (~read[index].isfinite()).nonzero()
+            if len(bad):
+                run.diverged_at = (number, int(bad[0]))
+                run.count_nonfinite()
+                continue
+            mean = float((read[index].double() * sizes).sum() / sizes.sum())
+            test_loss, accuracy = evaluate(run.model, data.test, data.test_labels)
+            validated = None
+            if held_back:
+                _, validated = evaluate(run.model, data.train[images:], data.train_labels[images:])
+            point = Epoch(run.rate, mean, test_loss, accuracy, seconds, validated)
+            run.curve.append(point)
+            if run.rescaling is not None and (number + 1) % 10 == 0:
+                run.rescaling.note()
+            if on_epoch is not None:
+                on_epoch(index, number, point)
+        if all(run.diverged_at is not None for run in runs):
             break
-        sizes = torch.tensor([len(part) for part in permutation.split(spec.batch_size)])
-        mean = float((losses.cpu().double() * sizes).sum() / sizes.sum())
-        test_loss, accuracy = evaluate(model, data.test, data.test_labels)
-        validated = None
-        if held_back:
-            _, validated = evaluate(model, data.train[images:], data.train_labels[images:])
-        curve.append(Epoch(rate, mean, test_loss, accuracy, seconds, validated))
-        if rescaling is not None and (number + 1) % 10 == 0:
-            rescaling.note()
-        if on_epoch is not None:
-            on_epoch(number, curve[-1])
-    result: float | None = None
-    if diverged_at is None:
-        best = max(range(len(curve)), key=lambda e: curve[e].validation_accuracy or 0.0)
-        result = curve[best if held_back else -1].test_accuracy
-    return RunResult(
-        outcome="finite" if diverged_at is None else "diverged",
-        curve=tuple(curve),
-        accuracy=result,
-        diverged_at=diverged_at,
-        nonfinite_units=0 if rescaling is None else int(rescaling.stepper.nonfinite),
-        scales=() if rescaling is None else rescaling.noted(),
+    return [run.result() for run in runs]
+
+
+def shape(spec: RunSpec) -> RunSpec:
+    """Equal for runs that can train together: the spec without what each has for itself."""
+    return replace(
+        spec,
+        method="bn" if spec.uses_batchnorm else "baseline",
+        seed=0,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        c=1.0,
+        p_norm=2.0,
+        batchnorm="ignore",
+        precondition_bias=False,
+        order="cyclic",
+        last_pair=True,
+        init="uniform",
+        schedule="linear",
     )
+
+
+def _starts(spec: RunSpec, images: int) -> range:
+    return range(0, images, spec.batch_size)
+
+
+class _Run:
+    """One run on its way."""
+
+    def __init__(self, spec: RunSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.model = build(spec).to(device)
+        self.order = generator(spec, "order")
+        self.curve: list[Epoch] = []
+        self.diverged_at: tuple[int, int] | None = None
+        self.rescaling: _Rescaling | None = None
+        self.rate = spec.learning_rate
+        self._nonfinite = 0
+
+    def prepare(self) -> None:
+        """Build what needs the parameters as they stay."""
+        device = next(self.model.parameters()).device
+        # A graph holds on to a tensor, where a number would be frozen into it.
+        rate = torch.tensor(self.rate, device=device) if device.type == "cuda" else self.rate
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=rate, weight_decay=self.spec.weight_decay, fused=True
+        )
+        if self.spec.uses_enorm:
+            self.rescaling = _Rescaling(self.spec, self.model, self.optimizer)
+
+    def set_rate(self, rate: float) -> None:
+        """For the steps to come."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def step(self) -> None:
+        """From gradients to weights."""
+        self.optimizer.step()
+        if self.rescaling is not None:
+            self.rescaling.step()
+
+    def count_nonfinite(self) -> None:
+        """Note the units left alone so far."""
+        if self.rescaling is not None:
+            self._nonfinite = int(self.rescaling.stepper.nonfinite)
+
+    def result(self) -> RunResult:
+        """What the run gave."""
+        accuracy: float | None = None
+        if self.diverged_at is None:
+            self.count_nonfinite()
+            best = max(
+                range(len(self.curve)), key=lambda e: self.curve[e].validation_accuracy or 0.0
+            )
+            accuracy = self.curve[best if self.spec.validation else -1].test_accuracy
+        return RunResult(
+            outcome="finite" if self.diverged_at is None else "diverged",
+            curve=tuple(self.curve),
+            accuracy=accuracy,
+            diverged_at=self.diverged_at,
+            nonfinite_units=self._nonfinite,
+            scales=() if self.rescaling is None else self.rescaling.noted(),
+        )
 
 
 class _Rescaling:
@@ -163,19 +265,26 @@ class _Rescaling:
             batchnorm=spec.batchnorm,
             precondition_bias=spec.precondition_bias,
         )
-        self._steps = 0
-        self._log2_a: list[Tensor] = []
+        device = next(model.parameters()).device
+        self._log2_a = [
+            torch.zeros(group.size, dtype=torch.float64, device=device)
+            for group in self.stepper.plan.groups
+        ]
         self._notes: list[tuple[int, list[Tensor]]] = []
+        self._steps = 0
 
     def step(self) -> None:
         """One cycle."""
         self.stepper.step()
-        scales = self.stepper.log2_scales
-        if not self._log2_a:
-            self._log2_a = [torch.zeros_like(z) for z in scales]
-        torch._foreach_add_(self._log2_a, scales)
+        torch._foreach_add_(self._log2_a, self.stepper.log2_scales)
+
+    def stepped(self) -> None:
+        """Keep count, and at steps 1, 2, 4 … 128 where the scales are.
+
+        These are all in the first epoch of a paper run. Apart from :meth:`step`, which a graph
+        repeats without coming here.
+        """
         self._steps += 1
-        # 1, 2, 4 … up to 128: all in the first epoch of a paper run.
         if self._steps <= 128 and self._steps & (self._steps - 1) == 0:
             self.note()
 
@@ -191,27 +300,26 @@ class _Rescaling:
         )
 
 
-def _train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rescaling: _Rescaling | None,
-    data: Tensors,
-    batches: tuple[Tensor, ...],
-) -> Tensor:
-    """Losses of the epoch's steps on the device, shape ``(steps,)``; fewer if one diverges."""
-    model.train()
-    losses = torch.empty(len(batches), device=data.train.device)
-    for step, batch in enumerate(batches):
-        loss = F.cross_entropy(model(data.train[batch]), data.train_labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if rescaling is not None:
-            rescaling.step()
-        losses[step] = loss.detach()
-        # What follows a loss that is not finite decides nothing; asking a GPU would wait for it.
-        if losses.device.type == "cpu" and not losses[step].isfinite():
-            return losses[: step + 1]
+def _step(stack: Stack, runs: Sequence[_Run], data: Tensors, batch: Tensor) -> Tensor:
+    losses = stack.backward(data, batch)
+    for run in runs:
+        run.step()
+    return losses
+
+
+def _train_epoch(step: Step, runs: Sequence[_Run], batches: Sequence[Tensor]) -> Tensor:
+    """Losses of the epoch's steps on the device, ``(steps, *lead)``; fewer if all diverge."""
+    for run in runs:
+        run.model.train()
+    losses = batches[0].new_empty((len(batches), *batches[0].shape[:-1]), dtype=torch.float32)
+    for number, batch in enumerate(batches):
+        losses[number] = step(batch)
+        for run in runs:
+            if run.rescaling is not None:
+                run.rescaling.stepped()
+        # What follows losses that are not finite decides nothing; asking a GPU would wait for it.
+        if losses.device.type == "cpu" and not losses[number].isfinite().any():
+            return losses[: number + 1]
     return losses
 
 
