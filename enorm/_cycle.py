@@ -27,7 +27,7 @@ class PlainCycles:
         problem: the problem.
         tensors: the parameters by name.
         precision: of masses and scales, ``"float32"`` or ``"float64"``.
-        cycles: how many a call runs; with one, two weights' worth of memory serves all masses.
+        cycles: how many a call runs; with one, a chain's masses take turns in one place.
         order: ``"cyclic"`` or ``"jacobi"``.
     """
 
@@ -47,6 +47,7 @@ class PlainCycles:
         self._jacobi = order == "jacobi"
         self._workspace = Workspace()
         self._masses: dict[int, Masses] = {}
+        self._early: dict[int, Tensor] = {}
         self._biases = [tensors[name].detach() for names in problem.biases for name in names]
         # Only ratios matter within a group: its first producer counts once.
         self._coefficients = [
@@ -70,6 +71,9 @@ class PlainCycles:
             abs(x) > _WIDEST_COEFFICIENTS for group in self._coefficients for x in group.values()
         ):
             return None
+        # An interrupted call may have left some, of weights as they were then.
+        self._masses.clear()
+        self._early.clear()
         # Where the scales of a group stand, and one over them; None stands for ones.
         scales: list[Tensor | None] = [None] * len(problem.producers)
         inverses = list(scales)
@@ -77,23 +81,38 @@ class PlainCycles:
         for _ in range(self._cycles):
             s, r = (list(scales), list(inverses)) if self._jacobi else (scales, inverses)
             for group, coefficients in enumerate(self._coefficients):
-                produced = [
-                    self._mass(t).row_sums(_at(r, problem.terms[t].columns))
-                    for t in problem.producers[group]
-                ]
+                produced = [self._row_sums(t, r) for t in problem.producers[group]]
                 consumed = [
                     self._mass(t).column_sums(_at(s, problem.terms[t].rows))
                     for t in problem.consumers[group]
                 ]
                 sums += [*produced, *consumed]
-                if self._cycles == 1:
-                    self._release(problem.last_uses[group])
                 p_mass = _weighted(produced, [coefficients[t] for t in problem.producers[group]])
                 q_mass = _weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
                 scale = torch.div(q_mass, p_mass).sqrt_()
                 scales[group], inverses[group] = scale, scale.reciprocal()
+                if self._cycles == 1:
+                    self._finish(group, r)
         self._release(list(self._masses))
         return self._checked(sums, [scale for scale in scales if scale is not None])
+
+    def _row_sums(self, index: int, inverses: Sequence[Tensor | None]) -> Tensor:
+        if (known := self._early.pop(index, None)) is not None:
+            return known
+        return self._mass(index).row_sums(_at(inverses, self._problem.terms[index].columns))
+
+    def _finish(self, group: int, inverses: Sequence[Tensor | None]) -> None:
+        """Let go of masses that no later group needs, as early as can be.
+
+        What a later group wants of a weight divided by this one are its row sums, known now: so the
+        next weight's masses can take the same place, which is in the caches still.
+        """
+        for index in self._problem.consumers[group]:
+            rows = self._problem.terms[index].rows
+            if rows is not None and rows > group:
+                self._early[index] = self._row_sums(index, inverses)
+                self._release([index])
+        self._release(self._problem.last_uses[group])
 
     def _mass(self, index: int) -> Masses:
         if index not in self._masses:
@@ -111,7 +130,8 @@ class PlainCycles:
 
     def _release(self, terms: Sequence[int]) -> None:
         for index in terms:
-            self._masses.pop(index).release()
+            if (masses := self._masses.pop(index, None)) is not None:
+                masses.release()
 
     def _checked(self, sums: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor] | None:
         together = torch.cat(list(scales))

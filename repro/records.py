@@ -34,6 +34,7 @@ class Record:
     result: RunResult
     data: dict[str, Any]
     environment: dict[str, Any]
+    numerics_version: int
 
     @property
     def file_name(self) -> str:
@@ -79,7 +80,7 @@ def make(
         "hash": images.hash,
     }
     environment = {**describe_environment(device), "together": together}
-    return Record(key, spec, result, data, environment)
+    return Record(key, spec, result, data, environment, spec.numerics_version)
 
 
 def write(folder: Path, record: Record) -> Path:
@@ -88,11 +89,7 @@ def write(folder: Path, record: Record) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    content = {
-        "schema": _SCHEMA,
-        "numerics_version": record.spec.numerics_version,
-        **asdict(record),
-    }
+    content = {"schema": _SCHEMA, **asdict(record)}
     target = folder / record.file_name
     write_atomically(target, (json.dumps(content, indent=1) + "\n").encode())
     return target
@@ -137,19 +134,26 @@ def read(path: Path) -> Record:
             RunResult(**result),
             content["data"],
             content["environment"],
+            content["numerics_version"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is no whole run record: {error}") from error
 
 
 def read_all(folder: Path) -> Iterator[Record]:
-    """All records of a folder, by file name.
+    """The records of a folder, by file name; of one run with several numerics the newest.
 
     Raises:
         ValueError: a file there is no whole run record; the message names it.
     """
-    for path in sorted(folder.glob("*.json")):
-        yield read(path)
+    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    newest: dict[tuple[RunSpec, str], int] = {}
+    for record in found:
+        run = record.spec, record.data["hash"]
+        newest[run] = max(newest.get(run, 0), record.numerics_version)
+    for record in found:
+        if record.numerics_version == newest[record.spec, record.data["hash"]]:
+            yield record
 
 
 def _processor() -> str:

@@ -96,8 +96,8 @@ class RunSpec:
         """Runs of one spec with other versions may differ by rounding and what comes of it."""
         return _NUMERICS_VERSION_WITH_ENORM if self.uses_enorm else _NUMERICS_VERSION
 
-    def key(self, data_hash: str) -> str:
-        """SHA-256 of the spec, its :attr:`numerics_version` and the hash of the images.
+    def key(self, data_hash: str, numerics_version: int | None = None) -> str:
+        """SHA-256 of the spec, the version of its numerics and the hash of the images.
 
         Fields at their default are left out, so that a field added later keeps old keys; a default
         must therefore never change.
@@ -107,7 +107,8 @@ class RunSpec:
             for item in fields(self)
             if getattr(self, item.name) != item.default
         }
-        content = {"spec": given, "numerics": self.numerics_version, "data": data_hash}
+        version = numerics_version or self.numerics_version
+        content = {"spec": given, "numerics": version, "data": data_hash}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -71,7 +71,7 @@ def _run_here(
 ) -> Generator[Record]:
     """One after the other, in this process."""
     prepared: dict[tuple[int, Statistics], Tensors] = {}
-    left = len(specs)
+    first = 1
     for group in _groups(specs, device):
         form = (group[0].train_images, group[0].statistics)
         if form not in prepared:
@@ -84,20 +84,21 @@ def _run_here(
             epoch: int,
             point: Epoch,
             group: list[RunSpec] = group,
-            left: int = left,
+            first: int = first,
         ) -> None:
             nonlocal done
             spec = group[index]
             done += spec.cost // spec.epochs
-            text = f"{_name(spec)}, epoch {epoch + 1}: {point.test_accuracy:.2f} %"
-            progress.set_postfix_str(f"{left} runs left; {text}", refresh=False)
+            name = f"run {first + index}/{len(specs)}: {_name(spec)}"
+            text = f"{name}, epoch {epoch + 1}: {point.test_accuracy:.2f} %"
+            progress.set_postfix_str(text, refresh=False)
             progress.update(spec.cost // spec.epochs)
 
-        progress.set_postfix_str(f"{left} runs left; {_name(group[0])}")
+        progress.set_postfix_str(f"run {first}/{len(specs)}: {_name(group[0])}")
         results = train_together(group, prepared[form], on_epoch)
         # A diverged run ends early; what it leaves undone is done.
         progress.update(sum(spec.cost for spec in group) - done)
-        left -= len(group)
+        first += len(group)
         for spec, result in zip(group, results, strict=True):
             key = spec.key(images.hash)
             yield records.make(spec, result, images, key, device, together=len(group))

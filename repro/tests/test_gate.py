@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from enorm import _apply
+from enorm import _apply, _stepper
 from repro import figure2, gate, records
 from repro.data import Images
 from repro.experiments import FIGURE2
@@ -101,8 +101,10 @@ def test_a_broken_cycle_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Columns that are not divided: what is multiplied in front is not undone behind."""
-    whole = _apply._exponents
-    monkeypatch.setattr(_apply, "_exponents", lambda *given: (whole(*given)[0], None))
+    whole = _apply.targets_of
+    monkeypatch.setattr(
+        _stepper, "targets_of", lambda plan: [replace(one, columns=None) for one in whole(plan)]
+    )
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert "gate: enorm, depth 3" in error

@@ -76,6 +76,24 @@ def test_keys_change_with_every_field(spec: RunSpec) -> None:
     assert spec.key("hash") != spec.key("other")
 
 
+def test_newer_numerics_take_the_place_of_older(
+    spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    """A run that was made again counts once; one that was not still counts."""
+    other = replace(spec, seed=1)
+    done = run_all([spec, other], images, tmp_path, CPU)
+    older = [
+        replace(one, key=one.spec.key(images.hash, version), numerics_version=version)
+        for one, version in zip(done, (1, 1), strict=True)
+    ]
+    records.write(tmp_path, older[0])
+    assert list(records.read_all(tmp_path)) == sorted(done, key=lambda one: one.file_name)
+    for path in tmp_path.glob(f"*{done[1].key[:12]}*"):
+        path.unlink()
+    records.write(tmp_path, older[1])
+    assert {one.key for one in records.read_all(tmp_path)} == {done[0].key, older[1].key}
+
+
 def test_a_file_that_is_no_record_is_named(spec: RunSpec, images: Images, tmp_path: Path) -> None:
     run_all([spec], images, tmp_path, CPU)
     (path,) = tmp_path.glob("*.json")
