@@ -31,7 +31,13 @@ _RUNS_WITHOUT = 59
 
 @dataclass(frozen=True)
 class Claim:
-    """An entry of ``claims.toml``; ``options`` are what its test needs."""
+    """An entry of ``claims.toml``.
+
+    Attributes:
+        expected: the verdict that the committed evidence gives.
+        options: what the test needs.
+        reason: where that verdict differs from the report, the best supported reason.
+    """
 
     id: str
     text: str
@@ -39,6 +45,7 @@ class Claim:
     test: str
     expected: Verdict
     options: Mapping[str, Any]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,19 @@ class Finding:
     n: str = ""
     note: str = ""
 
+    @property
+    def reason(self) -> str:
+        """Why it is so, if the verdict is the one that the claim's reason explains."""
+        return self.claim.reason if self.verdict == self.claim.expected else ""
+
 
 def load() -> list[Claim]:
     """All claims, in the table's order."""
     entries = tomllib.loads((resources.files("repro") / "claims.toml").read_text())["claim"]
-    own = ("id", "text", "section", "test", "expected")
+    own = ("id", "text", "section", "test", "expected", "reason")
     return [
         Claim(
-            **{name: entry[name] for name in own},
+            **{name: entry[name] for name in own if name in entry},
             options={name: value for name, value in entry.items() if name not in own},
         )
         for entry in entries

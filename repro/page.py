@@ -140,6 +140,7 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
                 "interval": finding.interval,
                 "n": finding.n,
                 "note": finding.note,
+                "reason": finding.reason,
             }
             for finding in findings
         ]
