@@ -15,6 +15,7 @@ Data flows one way: model → plan (:func:`trace`) → scales → weights.
 
 from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
+from enorm._descent import Progress
 from enorm._graph import UnsupportedModel
 from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip
 from enorm._rounding import error_bound
@@ -32,6 +33,7 @@ __all__ = [
     "Layer",
     "Plan",
     "Producer",
+    "Progress",
     "Skip",
     "UnsupportedModel",
     "Verification",

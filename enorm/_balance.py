@@ -6,19 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from enorm._apply import check_optimizer, targets_of, touched_tensors, write_
-from enorm._masses import Precision
+from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._plan import BatchNormRule, Plan, tensors_of
-from enorm._solve import Problem, Scales, build_problem
+from enorm._solve import build_problem
 from enorm._trace import trace
-
-Solver = Literal["sor", "cyclic", "jacobi"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class BalanceResult:
     """What :func:`balance_` did.
 
     Attributes:
-        cycles: passes over all groups.
+        cycles: passes over all groups, or Newton steps.
         converged: whether ``residual`` is at most the tolerance.
         energy_before: ``Σ_k c^(p (q − k)) ‖W_k‖_p^p`` of the weights as they were.
         energy_after: the same of the weights as they are stored now.
@@ -58,6 +56,7 @@ def balance_(
     batchnorm: BatchNormRule = "affine",
     power_of_two: bool = False,
     optimizer: Optimizer | None = None,
+    callback: Callback | None = None,
 ) -> BalanceResult:
     """Rescale ``model`` in place to the minimum of its energy, without changing its function.
 
@@ -72,8 +71,10 @@ def balance_(
         p: exponent of the norm, finite and positive.
         c: depth factor, positive; above 1 it puts weight towards the output.
         solver: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same state;
-            ``"sor"`` over-relaxes each chain of q weights by ``ω = 2 / (1 + sin(π / q))`` and
-            takes ``ω = 1`` where units have several consumers.
+            ``"sor"`` over-relaxes each chain of q weights by ``ω = 2 / (1 + sin(π / q))``, and
+            groups that form no chain by an ω that it learns from its own cycles; ``"newton"``
+            relaxes until the residual is small and goes on with Newton steps, which solve a linear
+            system by block Cholesky: few, and cubic in the width.
         tol: largest ``|log d|`` that one more cycle may still apply.
         max_cycles: give up after so many; the result is kept and says ``converged=False``.
         batchnorm: ``"affine"`` scales BatchNorm's weight and bias and keeps the function;
@@ -82,6 +83,9 @@ def balance_(
             overflow and underflow); always unrelaxed.
         optimizer: its state goes along; SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop,
             Adagrad, Adadelta or Muon of ``torch.optim``.
+        callback: called with a :class:`Progress` after every cycle, before any weight has changed;
+            what it raises ends the call and leaves the model unchanged. ``cycle`` starts from 1
+            again if the masses turn out to need a wider representation.
 
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
@@ -91,8 +95,10 @@ def balance_(
         UnsupportedModel: the model cannot be traced.
     """
     check_exponents(p, c)
-    if solver not in ("sor", "cyclic", "jacobi"):
-        raise ValueError(f"solver must be 'sor', 'cyclic' or 'jacobi', got {solver!r}")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if solver == "newton" and power_of_two:
+        raise ValueError("Newton's steps are no powers of two: use another solver with them")
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     check_count("max_cycles", max_cycles)
@@ -106,7 +112,15 @@ def balance_(
     energy_before = _energy(plan, tensors, p, c)
     problem = build_problem(plan, p, c)
     with torch.no_grad():
-        scales, cycles, remaining = _solve(problem, tensors, solver, tol, max_cycles, power_of_two)
+        scales, cycles, remaining = minimise(
+            problem,
+            tensors,
+            solver=solver,
+            tol=tol,
+            max_cycles=max_cycles,
+            power_of_two=power_of_two,
+            callback=callback,
+        )
     targets = targets_of(plan)
     touched = touched_tensors(targets, tensors, optimizer)
     backup = [(tensor, tensor.detach().clone()) for tensor in touched]
@@ -162,7 +176,8 @@ def residual(
     plan, tensors = _resolve(model_or_plan, batchnorm)
     plan.require_groups()
     with torch.no_grad():
-        _, _, remaining = _solve(build_problem(plan, p, c), tensors, "cyclic", 0.0, 0, False)
+        problem = build_problem(plan, p, c)
+        _, _, remaining = minimise(problem, tensors, solver="cyclic", tol=0.0, max_cycles=0)
     return remaining
 
 
@@ -201,35 +216,6 @@ def _check_finite(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     for name in plan.parameter_names():
         if not torch.isfinite(tensors[name]).all():
             raise ValueError(f"parameter {name!r} has non-finite entries: nothing was rescaled")
-
-
-def _solve(
-    problem: Problem,
-    tensors: Mapping[str, Tensor],
-    solver: Solver,
-    tol: float,
-    max_cycles: int,
-    power_of_two: bool,
-) -> tuple[Scales, int, float]:
-    """Cycles until one more would move no scale by more than ``tol``."""
-    ladder: tuple[Precision, ...] = ("float64", "log")
-    for precision in ladder:
-        scales = Scales(problem, tensors, precision=precision, power_of_two=power_of_two)
-        remaining, cycles = math.inf, 0
-        lost = False
-        while cycles < max_cycles and remaining > tol and not lost:
-            order: Literal["jacobi", "cyclic"] = "jacobi" if solver == "jacobi" else "cyclic"
-            moved = scales.cycle(order=order, relax=solver == "sor")[0].item()
-            cycles += 1
-            # `moved` was measured on the way; only when it is small is the true value worth a pass.
-            if moved <= tol:
-                remaining = scales.residual()
-            lost = scales.lost_range()
-        if remaining > tol:
-            remaining = scales.residual()
-        if not (lost or scales.lost_range()):
-            break
-    return scales, cycles, remaining
 
 
 def _restore_(backup: list[tuple[Tensor, Tensor]]) -> None:

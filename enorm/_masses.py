@@ -69,6 +69,7 @@ class Masses:
         workspace: Workspace | None = None,
     ) -> None:
         self.p = p
+        self._has_rows = rows
         self.log = precision == "log"
         self.dtype = torch.float32 if precision == "float32" else torch.float64
         # At most 2^±149 per weight and as much per scale: squares stay within 2^±900 of float64.
@@ -117,6 +118,12 @@ class Masses:
         # One fused pass, without a tensor of powers in between.
         norms: Tensor = torch.linalg.vector_norm(weight, self.p, axes, dtype=self.dtype)
         return norms.square_() if self.p == 2 else norms.pow_(self.p)
+
+    def matrix(self) -> Tensor:
+        """``log2 M``, ``(out, units)``, for logarithms; summed to size 1 where no scales stand."""
+        if self._matrix is not None:
+            return self._matrix
+        return self._sums[:, None] if self._has_rows else self._sums[None, :]
 
     def row_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""

@@ -4,7 +4,7 @@ In ``z = log2 d`` the energy is a sum of exponentials of differences. Along one 
 ``P 2^(p z) + Q 2^(−p z)`` plus a constant, where P collects the unit's producers and Q its
 consumers; the exact minimum over that unit is ``z* = log2(Q / P) / (2p)``. One group after the
 other gives block Gauss–Seidel (the paper's Algorithm 1), all at once Jacobi, and
-``z + ω (z* − z)`` over-relaxation. Source: Stock et al. 2019, Algorithm 1; Young 1971 for ω.
+``z + ω (z* − z)`` over-relaxation. Source: Stock et al. 2019, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Problem:
 
     ``biases[g]`` are the parameters that scale with group ``g`` without counting in the energy.
     ``last_uses[g]`` are the terms that no group after ``g`` needs in a sweep.
-    ``omegas[g]`` is the optimal over-relaxation of the chain that group ``g`` belongs to.
     """
 
     p: float
@@ -49,7 +48,6 @@ class Problem:
     consumers: tuple[tuple[int, ...], ...]
     biases: tuple[tuple[str, ...], ...]
     last_uses: tuple[tuple[int, ...], ...]
-    omegas: tuple[float, ...]
 
 
 def build_problem(plan: Plan, p: float, c: float) -> Problem:
@@ -87,48 +85,11 @@ def build_problem(plan: Plan, p: float, c: float) -> Problem:
         last_uses=tuple(
             tuple(t for t, m in enumerate(terms) if g == max(_groups(m))) for g in indices
         ),
-        omegas=_omegas(len(plan.groups), terms),
     )
 
 
 def _groups(term: Term) -> list[int]:
     return [group for group in (term.rows, term.columns) if group is not None]
-
-
-def _omegas(count: int, terms: Sequence[Term]) -> tuple[float, ...]:
-    """``2 / (1 + sin(π / q))`` for groups in a chain of q weights, 1 for any other.
-
-    Groups are coupled when a weight has one on its rows and another on its columns. The Jacobi
-    iteration of a chain with live units has spectral radius ``cos(π / q)`` whatever its weights,
-    which gives the optimal ω of consistently ordered matrices (Young).
-    """
-    neighbours: list[set[int]] = [set() for _ in range(count)]
-    members: list[int] = [0] * count
-    for term in terms:
-        for group in _groups(term):
-            members[group] += 1
-        if term.rows is not None and term.columns is not None:
-            neighbours[term.rows].add(term.columns)
-            neighbours[term.columns].add(term.rows)
-    omegas = [1.0] * count
-    seen: set[int] = set()
-    for start in range(count):
-        if start in seen:
-            continue
-        component, frontier = {start}, [start]
-        while frontier:
-            fresh = neighbours[frontier.pop()] - component
-            component |= fresh
-            frontier += fresh
-        seen |= component
-        edges = sum(len(neighbours[group]) for group in component) // 2
-        is_chain = edges == len(component) - 1 and all(
-            len(neighbours[group]) <= 2 and members[group] == 2 for group in component
-        )
-        if is_chain:
-            for group in component:
-                omegas[group] = 2 / (1 + math.sin(math.pi / (len(component) + 1)))
-    return tuple(omegas)
 
 
 class Scales:
@@ -157,6 +118,7 @@ class Scales:
         self.problem = problem
         self.power_of_two = power_of_two
         self.z: list[Tensor | None] = [None] * len(problem.producers)
+        self.steps: list[Tensor] = []
         self._tensors = tensors
         self.precision = precision
         self._keep_masses = keep_masses
@@ -167,13 +129,14 @@ class Scales:
         caps = [_cap([tensors[name] for name in names]) for names in problem.biases]
         self._caps = [cap if cap is None or not power_of_two else cap.floor() for cap in caps]
 
-    def cycle(self, *, order: Order = "cyclic", relax: bool = False) -> Tensor:
-        """One pass over all groups.
+    def cycle(self, *, order: Order = "cyclic", omegas: Sequence[float] | None = None) -> Tensor:
+        """One pass over all groups; what each would move unrelaxed is in :attr:`steps` after it.
 
         Args:
             order: ``"cyclic"`` sees the groups already updated in this pass, ``"jacobi"`` none.
-            relax: over-relax by the problem's ω. Scales that are powers of two are never relaxed:
-                a relaxed step may round to the far side of the minimum and raise the energy.
+            omegas: over-relaxation of each group; None goes to the minimum and no further. Scales
+                that are powers of two are never relaxed: a relaxed step may round to the far side
+                of the minimum and raise the energy.
 
         Returns:
             ``(2,)`` float64 on the device: the largest ``|log d|`` that an unrelaxed update would
@@ -188,13 +151,22 @@ class Scales:
             step = self._step(group, producing, consuming, before[group])
             steps.append(step)
             norms.append(torch.maximum(producing, consuming))
-            if relax and not self.power_of_two:
-                step = step * self.problem.omegas[group]
+            if omegas is not None and not self.power_of_two:
+                step = step * omegas[group]
             self.z[group] = self._moved(group, before[group], step)
+        self.steps = steps
         largest = torch.cat(steps).abs().amax() * math.log(2)
         nonfinite = torch.cat(norms)
         # NaN passes through maximum and compares false, so this counts NaN and +inf.
         return torch.stack([largest, (~(nonfinite < math.inf)).sum().double()])
+
+    def move(self, z: Sequence[Tensor]) -> bool:
+        """Go to ``z``, one vector per group, if no bias forbids it; whether it was done."""
+        for cap, vector in zip(self._caps, z, strict=True):
+            if cap is not None and bool((vector > cap).any()):
+                return False
+        self.z = list(z)
+        return True
 
     def scales(self) -> list[Tensor]:
         """``log2 d`` per group, shape ``(size,)`` float64; there must have been a cycle."""

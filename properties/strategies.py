@@ -35,8 +35,9 @@ C_FACTORS = st.sampled_from([1.0, 1.2, 0.8, 2.0] if _ABLE.c else [1.0])
 ORDERS = st.sampled_from(_ABLE.orders)
 # Never drawn where none is declared, for such properties are not applicable then.
 SOLVERS = st.sampled_from(_ABLE.solvers or ("none",))
-WIDE_DTYPES = dtypes_of("float64", "float32")
-ALL_DTYPES = dtypes_of("float64", "float32", "bfloat16", "float16")
+# What most networks have is drawn most.
+WIDE_DTYPES = dtypes_of("float64", "float32", "float32")
+ALL_DTYPES = dtypes_of("float64", "float32", "float32", "bfloat16", "float16")
 
 _HALF = ("bfloat16", "float16")
 # Half precision has few decades to spread over before weights underflow.

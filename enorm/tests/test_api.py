@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import enorm
-from enorm._balance import Solver
+from enorm._descent import Solver
 from properties import oracle, tolerances
 from properties.specs import Hidden, Net
 from properties.strategies import C_FACTORS, P_NORMS, nets
@@ -75,7 +75,7 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
     (lambda m: WRONG.ENorm(m, c=0.0), "c must be a finite number above 0, got 0.0"),
     (
         lambda m: WRONG.balance_(m, solver="newtown"),
-        "solver must be 'sor', 'cyclic' or 'jacobi', got 'newtown'",
+        "solver must be one of sor, cyclic, jacobi, newton, got 'newtown'",
     ),
     (lambda m: WRONG.balance_(m, tol=math.nan), "tol must be at least 0, got nan"),
     (
@@ -352,6 +352,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "max_cycles": 1000,
         "power_of_two": False,
         "optimizer": None,
+        "callback": None,
     }
     assert defaults(enorm.ENorm) == {
         **shared,

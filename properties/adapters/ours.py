@@ -28,7 +28,7 @@ class Ours(Implementation):
         group_updates=True,
         precondition_bias=True,
         dtypes=("float64", "float32", "bfloat16", "float16"),
-        solvers=("sor", "cyclic", "jacobi"),
+        solvers=("sor", "cyclic", "jacobi", "newton"),
         power_of_two=True,
     )
 

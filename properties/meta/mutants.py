@@ -208,8 +208,9 @@ MUTANTS = (
     Mutant(
         "float32 sums whatever their range",
         "_cycle.py",
-        "if not (least > 1 / reach and most < reach):",
-        "if False:",
+        "        margin = range_margin(together.dtype)\n",
+        "        return list((together.double().log2() / self._problem.p)"
+        ".split([len(one) for one in scales]))\n",
         _EXTREME,
     ),
     Mutant(
@@ -281,23 +282,30 @@ MUTANTS = (
     Mutant(
         "every cycle over-relaxed",
         "_solve.py",
-        "if relax and not self.power_of_two:",
-        "if not self.power_of_two:",
+        "if omegas is not None and not self.power_of_two:",
+        "if (omegas := [1.4] * len(self.z)) and not self.power_of_two:",
         _EQUAL,
     ),
     Mutant(
         "over-relaxation beyond 2",
-        "_solve.py",
-        "omegas[group] = 2 / (1 + math.sin(",
-        "omegas[group] = 4 / (1 + math.sin(",
+        "_relax.py",
+        "omega = 2 / (1 + math.sin(",
+        "omega = 4 / (1 + math.sin(",
         _EARLY,
     ),
     Mutant(
         "powers of two over-relaxed",
         "_solve.py",
-        "if relax and not self.power_of_two:",
-        "if relax:",
+        "if omegas is not None and not self.power_of_two:",
+        "if omegas is not None:",
         _BITS,
+    ),
+    Mutant(
+        "Newton's last step is taken for granted",
+        "_descent.py",
+        "moved = remaining = scales.residual()",
+        "moved = remaining = 0.0",
+        _SOLVERS,
     ),
     Mutant(
         "powers of two rounded up at the half and beyond",
