@@ -20,7 +20,7 @@ from torch import nn
 
 import enorm
 from asv_benchmarks import scipy_peers
-from asv_benchmarks.common import build
+from asv_benchmarks.suite.networks import build
 from enorm._descent import SOLVERS, Solver
 
 LABELS = {
@@ -33,11 +33,11 @@ SPREAD = 3.0
 RESIDUAL = 1e-10
 
 
-def network(depth: int, spread: float = 0.0) -> nn.Sequential:
+def network(depth: int, spread: float = 0.0) -> nn.Module:
     """Float64, its hidden units rescaled by ``exp(spread N(0, 1))``."""
-    model = build(depth, "cpu").double()
+    model = build(f"fc-{depth}").double()
     generator = torch.Generator().manual_seed(0)
-    linears = [module for module in model if isinstance(module, nn.Linear)]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():
         for one, other in itertools.pairwise(linears):
             normal = torch.randn(one.out_features, generator=generator, dtype=torch.float64)

@@ -82,7 +82,7 @@ class Masses:
         if rows and columns:
             by_unit = weight.reshape(weight.shape[0], weight.shape[1] // block, -1)
             powers = self._powers(by_unit)
-            self._matrix = powers.squeeze(2) if powers.shape[2] == 1 else self._sum(powers, 2)
+            self._matrix = powers.squeeze(2) if powers.shape[2] == 1 else self._inner(powers)
         elif weight.dim() == 1:
             # Its own memory, for sums are looked at after the buffer went to the next weight.
             self._sums = self._powers(weight).clone()
@@ -108,6 +108,16 @@ class Masses:
         if self._buffer is not None:
             self._workspace.give(self._buffer)
             self._buffer = self._matrix = None
+
+    def _inner(self, powers: Tensor) -> Tensor:
+        """Summed over kernel positions, the last axis."""
+        if self.log:
+            return _logsumexp2(powers, (2,))
+        # Rows this short are summed fastest by a matrix product.
+        positions = powers.shape[2]
+        return torch.mv(powers.view(-1, positions), powers.new_ones(positions)).view(
+            powers.shape[:2]
+        )
 
     def _sum(self, powers: Tensor, axis: int) -> Tensor:
         return _logsumexp2(powers, (axis,)) if self.log else powers.sum(axis)

@@ -124,11 +124,7 @@ def train_together(
     first = specs[0]
     held_back = len(data.train) // 5 if first.validation else 0
     images = len(data.train) - held_back
-    runs = [_Run(spec, data.train.device) for spec in specs]
-    stack = Stack([run.model for run in runs])
-    for run in runs:
-        run.prepare()
-    step = Step(lambda batch: _step(stack, runs, data, batch), data.train.device)
+    runs, step = begin(specs, data)
     sizes = torch.tensor([min(first.batch_size, images - i) for i in _starts(first, images)])
     for number in range(first.epochs):
         for run in runs:
@@ -162,6 +158,15 @@ def train_together(
         if all(run.diverged_at is not None for run in runs):
             break
     return [run.result() for run in runs]
+
+
+def begin(specs: Sequence[RunSpec], data: Tensors) -> tuple[list[_Run], Step]:
+    """Networks as initialised, and the step (forward, backward, SGD, cycle) that trains them."""
+    runs = [_Run(spec, data.train.device) for spec in specs]
+    stack = Stack([run.model for run in runs])
+    for run in runs:
+        run.prepare()
+    return runs, Step(lambda batch: _step(stack, runs, data, batch), data.train.device)
 
 
 def shape(spec: RunSpec) -> RunSpec:

@@ -152,8 +152,8 @@ MUTANTS = (
     Mutant(
         "kernel positions but the first left out of the norm",
         "_masses.py",
-        "self._sum(powers, 2)",
-        "powers[:, :, 0]",
+        "else self._inner(powers)",
+        "else powers[:, :, 0]",
         _EQUAL,
     ),
     Mutant(

@@ -1,8 +1,7 @@
-"""What every benchmark needs: networks, devices, and times that can be divided by each other."""
+"""What every benchmark needs: devices, calls, and times that can be divided by each other."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,41 +13,46 @@ from torch import nn
 
 import enorm
 
-DEPTHS = [1, 9, 19]
+from .networks import Norm, build, images
+
 DEVICES = ["cpu", "cuda"]
-METHODS = ["none", "bn", "enorm", "enorm+bn"]
+METHODS = ["none", "bn", "groupnorm", "enorm", "enorm+bn"]
 BATCH = 256
 
-
-def build(depth: int, device: str, *, batchnorm: bool = False) -> nn.Sequential:
-    """The report's network: 3072–500, depth × 500–500, 500–10, no biases, He-uniform weights."""
-    generator = torch.Generator().manual_seed(depth)
-    sizes = [3072, *[500] * (depth + 1), 10]
-    modules: list[nn.Module] = []
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        linear = nn.Linear(fan_in, fan_out, bias=False)
-        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=generator)
-        modules.append(linear)
-        if layer <= depth:
-            modules += [nn.BatchNorm1d(fan_out), nn.ReLU()] if batchnorm else [nn.ReLU()]
-    return nn.Sequential(*modules).to(device)
+Call = Callable[[], None]
 
 
-def training_step(depth: int, device: str, method: str) -> Callable[[], None]:
-    """A step of SGD on one batch, with BatchNorm and an ENorm cycle as ``method`` says."""
-    model = build(depth, device, batchnorm="bn" in method)
+def cycle(net: str, device: str) -> Call:
+    """One cycle of Algorithm 1, c = 1.2, as a training loop calls it."""
+    stepper = enorm.ENorm(build(net, device), c=1.2)
+    return stepper.step
+
+
+def balance(net: str, device: str) -> Call:
+    """Twenty over-relaxed cycles, scales written once at the end."""
+    model = build(net, device)
+
+    def call() -> None:
+        enorm.balance_(model, tol=0.0, max_cycles=20)
+
+    return call
+
+
+def training_step(net: str, device: str, method: str, batch: int = BATCH) -> Call:
+    """A step of SGD on one batch, with the normalization and the ENorm cycle of ``method``."""
+    norms: dict[str, Norm] = {"bn": "bn", "enorm+bn": "bn", "groupnorm": "groupnorm"}
+    model = build(net, device, norms.get(method, "none"))
     # So small a rate that weights stay where they are, however often the step is repeated.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, weight_decay=1e-3)
     stepper = None
     if "enorm" in method:
         stepper = enorm.ENorm(model, optimizer, c=1.2, batchnorm="ignore")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, 3072, generator=generator).to(device)
-    labels = torch.randint(10, (BATCH,), generator=generator).to(device)
+    inputs = images(net, batch, device)
+    labels = (torch.arange(batch) % 10).to(device)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        F.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
         if stepper is not None:
             stepper.step()
@@ -56,7 +60,7 @@ def training_step(depth: int, device: str, method: str) -> Callable[[], None]:
     return step
 
 
-def memory_pass(model: nn.Module) -> Callable[[], None]:
+def memory_pass(model: nn.Module) -> Call:
     """One pass that reads all weights and one that reads and writes them: no cycle can do less."""
     weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
 
@@ -76,7 +80,7 @@ def synchronise(device: str) -> None:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], None]], device: str, rounds: int = 30, warm_up: int = 5
+    calls: Mapping[str, Call], device: str, rounds: int = 30, warm_up: int = 5
 ) -> dict[str, float]:
     """Median seconds of each call, all measured in turn so that a slow moment meets them all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -92,23 +96,23 @@ def interleaved(
 
 
 class OnDevice:
-    """Base of all benchmarks: parameters depth and device; skips a device that is not there."""
+    """Base of all benchmarks: parameters net and device; skips a device that is not there."""
 
-    params: ClassVar[list[list[object]]] = [list(DEPTHS), list(DEVICES)]
-    param_names: ClassVar[list[str]] = ["depth", "device"]
+    params: ClassVar[list[list[object]]] = [["fc-1", "fc-9", "fc-19"], list(DEVICES)]
+    param_names: ClassVar[list[str]] = ["net", "device"]
     timeout = 300
 
-    def setup(self, depth: int, device: str, *_: object) -> None:
+    def setup(self, net: str, device: str, *_: object) -> None:
         # asv takes this exception from setup as "skip".
         if device == "cuda" and not torch.cuda.is_available():
             raise NotImplementedError("no CUDA device")
         self.device = device
-        self.prepare(depth, device, *_)
+        self.prepare(net, device, *_)
 
-    def prepare(self, depth: int, device: str, *_: object) -> None:
+    def prepare(self, net: str, device: str, *_: object) -> None:
         """Build what is measured and run it once; a benchmark without state needs none."""
 
-    def run(self, call: Callable[[], None]) -> None:
+    def run(self, call: Call) -> None:
         """Call and wait for the device."""
         call()
         synchronise(self.device)

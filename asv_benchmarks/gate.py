@@ -1,0 +1,265 @@
+"""``python -m asv_benchmarks.gate``: is this version of ``enorm`` slower than the one it left?
+
+The working tree and a base commit (the merge base with the main branch, or on that branch the
+commit before) are each measured by a process of their own, in turn, round by round. A subject's
+time is a multiple of a memory pass in the same process at the same moment; the round's quotient of
+both versions then says how much slower this one is. Exit status: 0 as fast, 1 slower, 2 broken:
+something could not be measured.
+
+A subject is slower when the lower 99 % confidence limit of the median quotient (an order statistic;
+Hahn and Meeker 1991, §5.2) is above ``1 + TOLERATED``. What the base cannot run is new, and no
+reason to fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from scipy import stats
+from tqdm import tqdm
+
+from asv_benchmarks.worker import SUBJECTS
+
+ROOT = Path(__file__).parents[1]
+TOLERATED = 0.25
+CONFIDENCE = 0.99
+# Fewer give no bound on the median at that confidence.
+FEWEST_ROUNDS = 7
+_BRANCHES = ("origin/main", "main")
+
+Verdict = Literal["as fast", "slower", "broken", "new"]
+
+
+class NotMeasuredError(Exception):
+    """Nothing can be said about speed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One subject: quotients of this version and the base, round by round.
+
+    Attributes:
+        error: why this version could not be measured.
+        missing: why the base could not be.
+    """
+
+    subject: str
+    quotients: tuple[float, ...]
+    error: str | None = None
+    missing: str | None = None
+
+    @property
+    def median(self) -> float:
+        """How many times as long this version takes."""
+        return statistics.median(self.quotients)
+
+    @property
+    def at_least(self) -> float:
+        """Lower confidence limit of the median."""
+        rounds = len(self.quotients)
+        below = int(stats.binom.ppf(1 - CONFIDENCE, rounds, 0.5))
+        return sorted(self.quotients)[max(0, below - 1)]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the exit status is made of."""
+        if self.error is None and self.missing is not None:
+            return "new"
+        if self.error is not None or len(self.quotients) < FEWEST_ROUNDS:
+            return "broken"
+        return "slower" if self.at_least > 1 + TOLERATED else "as fast"
+
+    def __str__(self) -> str:
+        if self.verdict in ("broken", "new"):
+            why = self.error or self.missing or f"{FEWEST_ROUNDS} rounds are the fewest"
+            return f"{self.verdict:8} {self.subject}: {why}"
+        return (
+            f"{self.verdict:8} {self.subject}: {self.median:.3f} × the base "
+            f"(at least {self.at_least:.3f}, {len(self.quotients)} rounds)"
+        )
+
+
+def exit_status(outcomes: Sequence[Outcome]) -> int:
+    """2 if anything is broken or nothing was compared, else 1 if anything is slower, else 0."""
+    verdicts = {outcome.verdict for outcome in outcomes}
+    if "broken" in verdicts or not verdicts & {"as fast", "slower"}:
+        return 2
+    return int("slower" in verdicts)
+
+
+class Worker:
+    """A process that measures the version in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "asv_benchmarks.worker"],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            loaded = Path(str(self._answer()["enorm"]))
+            if not loaded.is_relative_to(folder):
+                raise NotMeasuredError(f"{folder} was to be measured, and {loaded} was loaded")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def ratio(self, subject: str) -> float:
+        """Its time as a multiple of a memory pass.
+
+        Raises:
+            NotMeasuredError: it could not be measured.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(subject + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise NotMeasuredError("the measuring process ended") from None
+        answer = self._answer()
+        if "error" in answer:
+            raise NotMeasuredError(str(answer["error"]))
+        ratio = float(str(answer["ratio"]))
+        if not ratio > 0:
+            raise NotMeasuredError(f"a ratio of {ratio} was measured")
+        return ratio
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.communicate()
+
+    def _answer(self) -> Mapping[str, object]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise NotMeasuredError("the measuring process ended: see its message above")
+        answer: Mapping[str, object] = json.loads(line)
+        return answer
+
+
+def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> list[Outcome]:
+    """Measure both versions in turn.
+
+    Args:
+        here: folder with ``enorm/`` and ``asv_benchmarks/`` of this version.
+        base: the same with the base's ``enorm/``.
+        subjects: keys of :data:`asv_benchmarks.worker.SUBJECTS`.
+        rounds: quotients per subject.
+    """
+    order = random.Random(0)
+    quotients: dict[str, list[float]] = {subject: [] for subject in subjects}
+    errors: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    with Worker(here) as mine, Worker(base) as theirs:
+        for subject in tqdm(
+            [one for one in subjects for _ in range(rounds)], unit="round", mininterval=5
+        ):
+            if subject in errors or subject in missing:
+                continue
+            found: dict[Worker, float] = {}
+            # Neither version always comes first.
+            for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
+                try:
+                    found[worker] = worker.ratio(subject)
+                except NotMeasuredError as error:
+                    failed[subject] = str(error)
+            if len(found) == 2:
+                quotients[subject].append(found[mine] / found[theirs])
+    return [
+        Outcome(one, tuple(quotients[one]), errors.get(one), missing.get(one)) for one in subjects
+    ]
+
+
+def base_commit(given: str | None) -> str:
+    """The commit to compare with.
+
+    Raises:
+        NotMeasuredError: git cannot say, as in a shallow clone.
+    """
+    head = _git("rev-parse", "HEAD")
+    if given is not None:
+        return _git("rev-parse", "--verify", f"{given}^{{commit}}")
+    if _git("rev-parse", "--is-shallow-repository") == "true":
+        raise NotMeasuredError(
+            "this clone is shallow, so its history is not there: fetch it, or give --base"
+        )
+    for branch in _BRANCHES:
+        try:
+            base = _git("merge-base", "HEAD", branch)
+        except NotMeasuredError:
+            continue
+        return _git("rev-parse", "HEAD^") if base == head else base
+    raise NotMeasuredError(f"none of {', '.join(_BRANCHES)} is there: give --base")
+
+
+def lay_out(folder: Path, commit: str | None) -> Path:
+    """``enorm/`` of a commit, or of the working tree, beside these benchmarks."""
+    folder.mkdir()
+    shutil.copytree(ROOT / "asv_benchmarks", folder / "asv_benchmarks")
+    if commit is None:
+        shutil.copytree(ROOT / "enorm", folder / "enorm")
+        return folder
+    archive = folder / "enorm.tar"
+    _git("archive", f"--output={archive}", commit, "enorm")
+    shutil.unpack_archive(archive, folder, filter="data")
+    archive.unlink()
+    return folder
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise NotMeasuredError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare and print; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate", description=__doc__)
+    parser.add_argument("--base", metavar="COMMIT", help="compare with this commit")
+    parser.add_argument("--rounds", type=int, default=15, help="per subject (default: 15)")
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name).resolve()
+            commit = base_commit(options.base)
+            here, base = lay_out(root / "here", None), lay_out(root / "base", commit)
+            outcomes = compare(here, base, options.subjects, options.rounds)
+    except NotMeasuredError as error:
+        print(f"speed gate: {error}", file=sys.stderr)
+        return 2
+    print(f"speed gate: the working tree beside {commit[:12]}")
+    for outcome in outcomes:
+        print(outcome)
+    return exit_status(outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

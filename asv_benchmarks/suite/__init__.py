@@ -1,0 +1,1 @@
+"""What ``asv run`` measures, and what has to run with every version of ``enorm`` there was."""

@@ -1,0 +1,112 @@
+"""The speed gate's decisions and its ways to fail; how fast anything is stands in docs/."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from asv_benchmarks import gate
+from asv_benchmarks.gate import NotMeasuredError, Outcome, compare, exit_status, lay_out, main
+
+QUICK = "balance, fc-9"
+
+
+def quotients(level: float, noise: float, rounds: int = 15) -> tuple[float, ...]:
+    generator = random.Random(1)
+    return tuple(level * generator.lognormvariate(0, noise) for _ in range(rounds))
+
+
+@pytest.mark.parametrize(
+    ("level", "noise", "verdict"),
+    [
+        (1.0, 0.0, "as fast"),
+        (1.0, 0.3, "as fast"),
+        (0.5, 0.1, "as fast"),
+        (2.0, 0.0, "slower"),
+        (2.0, 0.2, "slower"),
+        (1.2, 0.0, "as fast"),
+        (1.3, 0.0, "slower"),
+        (1.3, 0.5, "as fast"),
+    ],
+)
+def test_slower_than_noise_explains(level: float, noise: float, verdict: str) -> None:
+    assert Outcome("x", quotients(level, noise)).verdict == verdict
+
+
+def test_the_limit_is_an_order_statistic() -> None:
+    """P(Bin(15, ½) ≤ 2) = 0.004 and ≤ 3 is 0.018: the third of fifteen is the 99 % limit."""
+    assert Outcome("x", tuple(map(float, range(1, 16)))).at_least == 3
+    assert Outcome("x", tuple(map(float, range(1, 8)))).at_least == 1
+
+
+def test_exit_status() -> None:
+    fine, slow = Outcome("x", quotients(1, 0)), Outcome("x", quotients(2, 0))
+    broken = Outcome("x", (), error="no")
+    new = Outcome("x", (), missing="no such solver")
+    few = Outcome("x", quotients(1, 0, gate.FEWEST_ROUNDS - 1))
+    assert exit_status([fine, new]) == 0
+    assert exit_status([fine, slow]) == 1
+    for outcomes in ([], [new], [broken, slow], [few]):
+        assert exit_status(outcomes) == 2
+
+
+def test_two_versions_are_measured(tmp_path: Path) -> None:
+    """The same version twice, as whole processes; each answers for its own copy."""
+    here, base = lay_out(tmp_path / "here", None), lay_out(tmp_path / "base", None)
+    (outcome,) = compare(here, base, [QUICK], 2)
+    assert len(outcome.quotients) == 2
+    assert outcome.error is None
+    assert outcome.verdict == "broken"
+
+
+def test_what_one_version_lacks(tmp_path: Path) -> None:
+    """Here it is broken; in the base, this version has something new."""
+    here, base = lay_out(tmp_path / "here", None), lay_out(tmp_path / "base", None)
+    with (here / "enorm" / "__init__.py").open("a") as file:
+        file.write("\ndel balance_\n")
+    (outcome,) = compare(here, base, [QUICK], 2)
+    assert outcome.verdict == "broken"
+    assert "balance_" in str(outcome)
+    (outcome,) = compare(base, here, [QUICK], 2)
+    assert outcome.verdict == "new"
+
+
+def test_a_version_that_does_not_import_is_broken(tmp_path: Path) -> None:
+    here = lay_out(tmp_path / "here", None)
+    (here / "enorm" / "__init__.py").write_text("raise ImportError('planted')\n")
+    with pytest.raises(NotMeasuredError, match="ended"):
+        compare(here, here, [QUICK], 1)
+
+
+def test_no_history_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown commit, a shallow clone, no main branch: one sentence and status 2."""
+
+    def git(*arguments: str, cwd: Path) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True)
+
+    source = tmp_path / "source"
+    source.mkdir()
+    git("init", "-b", "trunk", cwd=source)
+    for text in ("one", "two"):
+        git("commit", "--allow-empty", "-m", text, cwd=source)
+    git("clone", "--depth", "1", source.as_uri(), "shallow", cwd=tmp_path)
+    for folder, arguments, message in (
+        (source, ["--base", "nonsense"], "nonsense"),
+        (source, [], "none of origin/main, main is there"),
+        (tmp_path / "shallow", [], "shallow"),
+    ):
+        monkeypatch.setattr(gate, "ROOT", folder)
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    git("branch", "main", cwd=source)
+    monkeypatch.setattr(gate, "ROOT", source)
+    first = subprocess.run(
+        ["git", "rev-parse", "main^"], cwd=source, check=True, capture_output=True, text=True
+    )
+    assert gate.base_commit(None) == first.stdout.strip()

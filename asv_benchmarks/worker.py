@@ -1,0 +1,59 @@
+"""Measures one version of ``enorm`` for :mod:`asv_benchmarks.gate`, a line of JSON per request.
+
+Started with the folder of a version in front of Python's path. Each line of standard input names a
+subject; the answer is ``{"ratio": …}``, the subject's time as a multiple of a memory pass over the
+same weights, or ``{"error": …}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import enorm
+from asv_benchmarks.suite.common import (
+    Call,
+    balance,
+    cycle,
+    interleaved,
+    memory_pass,
+    training_step,
+)
+from asv_benchmarks.suite.networks import build
+
+# What is measured, and how many interleaved repetitions an answer takes.
+SUBJECTS: dict[str, tuple[Callable[[], Call], str, int]] = {
+    "cycle, fc-9": (lambda: cycle("fc-9", "cpu"), "fc-9", 15),
+    "cycle, fc-19": (lambda: cycle("fc-19", "cpu"), "fc-19", 10),
+    "cycle, vgg": (lambda: cycle("vgg", "cpu"), "vgg", 10),
+    "balance, fc-9": (lambda: balance("fc-9", "cpu"), "fc-9", 2),
+    "step with ENorm, fc-9, batch 8": (
+        lambda: training_step("fc-9", "cpu", "enorm", 8),
+        "fc-9",
+        10,
+    ),
+}
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    print(json.dumps({"enorm": enorm.__file__}), flush=True)
+    calls: dict[str, dict[str, Call]] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        try:
+            make, net, repetitions = SUBJECTS[name]
+            if name not in calls:
+                calls[name] = {"subject": make(), "pass": memory_pass(build(net))}
+                interleaved(calls[name], "cpu", rounds=repetitions, warm_up=0)
+            seconds = interleaved(calls[name], "cpu", rounds=repetitions, warm_up=1)
+            answer: dict[str, object] = {"ratio": seconds["subject"] / seconds["pass"]}
+        # Whatever an old or a broken version raises is an answer too.
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
