@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from enorm._plan import Plan
+from enorm._layout import along_columns, along_rows, canonical
+from enorm._plan import Layer, Plan
 
 _MOMENTS = {"exp_avg": -1, "exp_avg_sq": -2}
 
@@ -38,13 +39,50 @@ _NARROW = 24.0
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Columns that one group divides, in blocks, or that stay as they are (``group`` is None)."""
+
+    group: int | None
+    length: int
+    block: int = 1
+
+
+@dataclass(frozen=True)
 class Target:
-    """A parameter that scales: rows multiplied by one group, column blocks divided by another."""
+    """A parameter that scales.
+
+    Attributes:
+        name: of the parameter.
+        rows: the group that multiplies its rows, or None.
+        columns: what divides its columns, from the first to the last; empty if nothing does.
+        layer: how a weight lies in memory; None for a vector, such as a bias.
+    """
 
     name: str
     rows: int | None = None
-    columns: int | None = None
-    block: int = 1
+    columns: tuple[Columns, ...] = ()
+    layer: Layer | None = None
+
+    @property
+    def groups(self) -> int:
+        """Of a grouped convolution."""
+        return 1 if self.layer is None else self.layer.groups
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Of the parameter, or of anything of its shape."""
+        return tensor if self.layer is None else canonical(tensor, self.layer)
+
+    def column_vector(self, of_groups: Sequence[Tensor], neutral: float) -> Tensor:
+        """One entry per column; ``neutral`` where none divides."""
+        parts = []
+        for part in self.columns:
+            if part.group is None:
+                parts.append(of_groups[0].new_full((part.length,), neutral))
+            elif part.block > 1:
+                parts.append(of_groups[part.group].repeat_interleave(part.block))
+            else:
+                parts.append(of_groups[part.group])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -134,15 +172,32 @@ def targets_of(plan: Plan) -> list[Target]:
         for name in (producer.weight, producer.bias)
         if name is not None
     }
-    columns = {
-        consumer.weight: (index, consumer.block)
-        for index, group in enumerate(plan.groups)
-        for consumer in group.consumers
-    }
+    layers = {layer.weight: layer for layer in plan.layers}
+    columns: dict[str, list[tuple[int, Columns]]] = {}
+    for index, group in enumerate(plan.groups):
+        for consumer in group.consumers:
+            part = Columns(index, consumer.block * group.size, consumer.block)
+            columns.setdefault(consumer.weight, []).append((consumer.start, part))
     return [
-        Target(name, rows.get(name), *columns.get(name, (None, 1)))
+        Target(name, rows.get(name), _filled(columns.get(name, []), layers[name].inputs), layer)
+        if (layer := layers.get(name)) is not None
+        else Target(name, rows.get(name))
         for name in dict.fromkeys([*rows, *columns])
     ]
+
+
+def _filled(columns: Sequence[tuple[int, Columns]], inputs: int) -> tuple[Columns, ...]:
+    """The same without gaps: from the first column to the last."""
+    found: list[Columns] = []
+    end = 0
+    for start, part in sorted(columns, key=lambda one: one[0]):
+        if start > end:
+            found.append(Columns(None, start - end))
+        found.append(part)
+        end = start + part.length
+    if found and end < inputs:
+        found.append(Columns(None, inputs - end))
+    return tuple(found)
 
 
 def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Tensor, int]]:
@@ -153,40 +208,26 @@ def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Ten
                 yield buffer, power
 
 
-def _exponents(
-    target: Target, z: Sequence[Tensor], power: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of rows and of columns, each in base 2."""
-    rows = None if target.rows is None else z[target.rows] * power
-    columns = None if target.columns is None else z[target.columns] * -power
-    if columns is not None and target.block > 1:
-        columns = columns.repeat_interleave(target.block)
-    return rows, columns
-
-
-def _along(vector: Tensor, axis: int, dimensions: int) -> Tensor:
-    return vector.view(*[1] * axis, -1, *[1] * (dimensions - axis - 1))
-
-
 def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int) -> None:
     """One factor after the other, in the tensor's own dtype."""
+    view = target.view(tensor)
     if target.rows is not None:
-        tensor.mul_(_along(factors(power, tensor.dtype)[target.rows], 0, tensor.dim()))
-    if target.columns is not None:
-        factor = factors(-power, tensor.dtype)[target.columns]
-        if target.block > 1:
-            factor = factor.repeat_interleave(target.block)
-        tensor.mul_(_along(factor, 1, tensor.dim()))
+        factor = factors(power, tensor.dtype)[target.rows]
+        view.mul_(along_rows(factor, view, target.groups))
+    if target.columns:
+        factor = target.column_vector(factors(-power, tensor.dtype), 1.0)
+        view.mul_(along_columns(factor, view, target.groups))
 
 
 def _scale_wide_(tensor: Tensor, target: Target, z: Sequence[Tensor], power: int) -> None:
     """The same in float64, and rounded once: for half precision and for extreme scales."""
-    parts = [
-        _along(exponent, axis, tensor.dim())
-        for axis, exponent in enumerate(_exponents(target, z, power))
-        if exponent is not None
-    ]
-    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    view = target.view(tensor)
+    total: Tensor | float = 0.0
+    if target.rows is not None:
+        total = total + along_rows(z[target.rows] * power, view, target.groups)
+    if target.columns:
+        total = total + along_columns(target.column_vector(z, 0.0) * -power, view, target.groups)
+    assert isinstance(total, Tensor)
     # In two steps, so that no intermediate result leaves float64's range either.
     first = torch.floor(total / 2)
-    tensor.copy_(tensor.double() * torch.exp2(first) * torch.exp2(total - first))
+    view.copy_(view.double() * torch.exp2(first) * torch.exp2(total - first))

@@ -90,6 +90,9 @@ class PlainCycles:
                 p_mass = _weighted(produced, [coefficients[t] for t in problem.producers[group]])
                 q_mass = _weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
                 scale = torch.div(q_mass, p_mass).sqrt_()
+                if problem.coupled[group]:
+                    current = s[group]
+                    scale = (scale if current is None else scale * current).sqrt()
                 scales[group], inverses[group] = scale, scale.reciprocal()
                 if self._cycles == 1:
                     self._finish(group, r)
@@ -116,16 +119,8 @@ class PlainCycles:
 
     def _mass(self, index: int) -> Masses:
         if index not in self._masses:
-            term = self._problem.terms[index]
-            self._masses[index] = Masses(
-                self._tensors[term.weight],
-                self._problem.p,
-                rows=term.rows is not None,
-                columns=term.columns is not None,
-                block=term.block,
-                precision=self._precision,
-                workspace=self._workspace,
-            )
+            term, p = self._problem.terms[index], self._problem.p
+            self._masses[index] = term.masses(self._tensors, p, self._precision, self._workspace)
         return self._masses[index]
 
     def _release(self, terms: Sequence[int]) -> None:

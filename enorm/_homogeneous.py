@@ -6,95 +6,174 @@ not stand here is a wall: absence of proof ends a group, never a guess.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Elementwise with one factor per element that does not depend on the sign-preserving scale, so
-# they keep any axis. Dropout multiplies by 0 or 1/(1 − rate); the factor depends on the position.
-_ELEMENTWISE_MODULES: frozenset[type[nn.Module]] = frozenset(
-    {
-        nn.ReLU,
-        nn.LeakyReLU,
-        nn.Identity,
-        nn.Dropout,
-        nn.Dropout1d,
-        nn.Dropout2d,
-        nn.Dropout3d,
-    }
-)
-_ELEMENTWISE_FUNCTIONS: frozenset[Any] = frozenset(
-    {
-        F.relu,
-        torch.relu,
-        torch.relu_,
-        F.leaky_relu,
-        F.dropout,
-        F.dropout1d,
-        F.dropout2d,
-        F.dropout3d,
-    }
-)
-_ELEMENTWISE_METHODS: frozenset[str] = frozenset({"relu", "relu_", "contiguous", "clone"})
+# One factor per element, which depends on its sign or on nothing of it, so they keep any axis.
+# Dropout multiplies by 0 or 1/(1 − rate); the factor depends on the position, and of
+# Dropout1d–3d on the unit.
+_ELEMENTWISE: set[Any] = {
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Identity),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+    *(F.leaky_relu, F.leaky_relu_, F.prelu, torch.prelu, F.rrelu, F.rrelu_),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(torch.abs, torch.neg, operator.abs, operator.neg, "abs", "abs_", "neg", "neg_"),
+    *("contiguous", "clone"),
+}
 
 # A maximum or a mean over positions of one channel commutes with that channel's scale. The number
 # is how many trailing axes the window covers: the channel axis has to stand right before them.
-_POOLING_MODULES: dict[type[nn.Module], int] = {
-    module: axes
-    for axes, modules in {
-        1: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
-        2: (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
-        3: (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d),
-    }.items()
-    for module in modules
-}
-_POOLING_FUNCTIONS: dict[Any, int] = {
-    function: axes
-    for axes, functions in {
+_POOLING: dict[Any, int] = {
+    operation: axes
+    for axes, operations in {
         1: (
-            F.max_pool1d,
-            torch.max_pool1d,
-            F.avg_pool1d,
-            F.adaptive_max_pool1d,
-            F.adaptive_avg_pool1d,
+            *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
+            *(F.max_pool1d, torch.max_pool1d, F.adaptive_max_pool1d),
+            *(F.avg_pool1d, F.adaptive_avg_pool1d),
         ),
         2: (
-            F.max_pool2d,
-            torch.max_pool2d,
-            F.avg_pool2d,
-            F.adaptive_max_pool2d,
-            F.adaptive_avg_pool2d,
+            *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
+            *(F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d),
+            *(F.avg_pool2d, F.adaptive_avg_pool2d),
         ),
         3: (
-            F.max_pool3d,
-            torch.max_pool3d,
-            F.avg_pool3d,
-            F.adaptive_max_pool3d,
-            F.adaptive_avg_pool3d,
+            *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d),
+            *(F.max_pool3d, torch.max_pool3d, F.adaptive_max_pool3d),
+            *(F.avg_pool3d, F.adaptive_avg_pool3d),
         ),
     }.items()
-    for function in functions
+    for operation in operations
 }
 
+# Interpolation between positions of one channel, whatever the mode: its axis is the second.
+RESIZING: frozenset[Any] = frozenset(
+    {nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
+)
+
+# Padding of trailing axes with the channel's own values or with zeros; of ConstantPad only zeros.
+PADDING: dict[Any, int] = {
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReplicationPad1d, nn.ZeroPad1d, nn.CircularPad1d), 1),
+    **dict.fromkeys((nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.CircularPad2d), 2),
+    **dict.fromkeys((nn.ReflectionPad3d, nn.ReplicationPad3d, nn.ZeroPad3d, nn.CircularPad3d), 3),
+    nn.ConstantPad1d: 1,
+    nn.ConstantPad2d: 2,
+    nn.ConstantPad3d: 3,
+}
+
+# Homogeneous in all operands together: they have to carry the same scales.
+SUMS: frozenset[Any] = frozenset(
+    {
+        *(operator.add, operator.iadd, operator.sub, operator.isub),
+        *(torch.add, torch.sub, torch.subtract, "add", "add_", "sub", "sub_"),
+        *(torch.maximum, torch.minimum, "maximum", "minimum"),
+    }
+)
+# Homogeneous in one operand while the other is fixed; a quotient in its numerator.
+PRODUCTS: frozenset[Any] = frozenset(
+    {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
+)
+QUOTIENTS: frozenset[Any] = frozenset(
+    {operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"}
+)
+CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
+# Over whole axes, given by ``dim``.
+REDUCTIONS: frozenset[Any] = frozenset(
+    {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
+)
+PERMUTATIONS: frozenset[Any] = frozenset(
+    {torch.permute, "permute", torch.transpose, torch.swapaxes, "transpose", "swapaxes"}
+)
+RESHAPES: frozenset[Any] = frozenset({torch.reshape, "reshape", "view"})
+
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+TRANSPOSED: dict[type[nn.Module], int] = {
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
 BATCH_NORMS: frozenset[type[nn.Module]] = frozenset(
     {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 )
 
+# What users vouch for: operation → trailing axes it mixes, 0 for elementwise ones.
+_REGISTERED: dict[Any, int] = {}
+
+
+def register_homogeneous(operation: Any, *, positions: int = 0) -> Any:
+    """Vouch that ``operation`` commutes with a positive scale per hidden unit.
+
+    It has to satisfy ``f(d ⊙ x) = d ⊙ f(x)`` for every ``d > 0`` with one entry per unit, in
+    train and in eval mode, and keep the units' axis where it is. It is not looked into any more:
+    nothing inside it is rescaled. From then on :func:`enorm.trace` lets groups pass through it.
+
+    Args:
+        operation: a subclass of ``nn.Module`` with one input, or a function of one tensor, named
+            by its global name in the code that calls it.
+        positions: how many trailing axes it mixes, such as 2 for a blur of images; the channel
+            axis then has to stand right before them. 0: it acts on each element alone.
+
+    Returns:
+        ``operation``, so that this can be used as a decorator.
+
+    Raises:
+        TypeError: ``operation`` is neither.
+        ValueError: ``positions`` is negative.
+
+    Formula: positive homogeneity per unit, Stock et al. 2019, §3.1.
+    """
+    is_module = isinstance(operation, type) and issubclass(operation, nn.Module)
+    if not is_module and (isinstance(operation, type) or not callable(operation)):
+        raise TypeError(
+            "operation must be a subclass of nn.Module or a function, got "
+            f"{operation!r}: pass the class of a module, not the module"
+        )
+    if not (isinstance(positions, int) and positions >= 0):
+        raise ValueError(f"positions must be a whole number of at least 0, got {positions!r}")
+    _REGISTERED[operation] = positions
+    return operation
+
+
+def registered_modules() -> tuple[type[nn.Module], ...]:
+    """Module classes that users vouch for."""
+    return tuple(one for one in _REGISTERED if isinstance(one, type))
+
+
+def registered_functions() -> tuple[Any, ...]:
+    """Functions that users vouch for."""
+    return tuple(one for one in _REGISTERED if not isinstance(one, type))
+
+
+def is_registered(operation: nn.Module | Any) -> bool:
+    """Whether a user vouches for ``operation``."""
+    return key_of(operation) in _REGISTERED
+
+
+def key_of(operation: nn.Module | Any) -> Any:
+    """How the tables name ``operation``: a module's class, else what was called."""
+    return type(operation) if isinstance(operation, nn.Module) else operation
+
 
 def is_elementwise(operation: nn.Module | Any) -> bool:
     """Whether ``operation`` (a module, a function or a method's name) keeps every axis."""
-    if isinstance(operation, nn.Module):
-        return type(operation) in _ELEMENTWISE_MODULES
-    if isinstance(operation, str):
-        return operation in _ELEMENTWISE_METHODS
-    return operation in _ELEMENTWISE_FUNCTIONS
+    key = key_of(operation)
+    return key in _ELEMENTWISE or _REGISTERED.get(key) == 0 or _is_stochastic_depth(key)
 
 
 def pooled_axes(operation: nn.Module | Any) -> int | None:
     """How many trailing axes ``operation`` pools, or None if it is no pooling."""
-    if isinstance(operation, nn.Module):
-        return _POOLING_MODULES.get(type(operation))
-    return _POOLING_FUNCTIONS.get(operation)
+    key = key_of(operation)
+    return _REGISTERED.get(key) or _POOLING.get(key)
+
+
+def _is_stochastic_depth(key: Any) -> bool:
+    """torchvision's: it multiplies a sample, or all of a batch, by 0 or 1/(1 − rate)."""
+    name = f"{getattr(key, '__module__', '')}.{getattr(key, '__qualname__', '')}"
+    return name in (
+        "torchvision.ops.stochastic_depth.stochastic_depth",
+        "torchvision.ops.stochastic_depth.StochasticDepth",
+    )

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from enorm._layout import dense
+
 Precision = Literal["float32", "float64", "log"]
 
 
@@ -44,11 +46,14 @@ class Masses:
     """Masses of a weight whose rows, columns or both carry scales.
 
     Args:
-        weight: ``(out, in, *kernel)``, or ``(features,)`` for a diagonal weight.
+        weight: ``(out, in, *kernel)``, ``(features,)`` for a diagonal weight, or, if ``grouped``,
+            ``(groups, out / groups, in / groups, *kernel)``.
         p: the norm's exponent.
         rows: whether a group multiplies the rows.
         columns: whether a group divides the columns.
         block: consecutive columns per unit of the dividing group.
+        grouped: whether the first axis is one of groups, each with its own rows and columns.
+        hollow: leave out the diagonal, which has one scale on both sides.
         precision: the representation.
         workspace: where the powers of the entries are kept; None allocates.
 
@@ -64,7 +69,9 @@ class Masses:
         *,
         rows: bool,
         columns: bool,
-        block: int,
+        block: int = 1,
+        grouped: bool = False,
+        hollow: bool = False,
         precision: Precision,
         workspace: Workspace | None = None,
     ) -> None:
@@ -79,18 +86,23 @@ class Masses:
         self._workspace = workspace or Workspace()
         self._buffer: Tensor | None = None
         self._matrix: Tensor | None = None
-        if rows and columns:
-            by_unit = weight.reshape(weight.shape[0], weight.shape[1] // block, -1)
-            powers = self._powers(by_unit)
-            self._matrix = powers.squeeze(2) if powers.shape[2] == 1 else self._inner(powers)
-        elif weight.dim() == 1:
+        if weight.dim() == 1:
             # Its own memory, for sums are looked at after the buffer went to the next weight.
             self._sums = self._powers(weight).clone()
+            return
+        # Axes from here on: groups if there are any, rows, units of the columns, entries of each.
+        lead = weight.shape[: 2 if grouped else 1]
+        by_unit = weight.reshape(*lead, weight.shape[len(lead)] // block, -1)
+        if rows and columns:
+            powers = self._powers(by_unit)
+            self._matrix = powers.squeeze(-1) if powers.shape[-1] == 1 else self._inner(powers)
+            if hollow:
+                zero = -math.inf if self.log else 0.0
+                self._matrix.diagonal(dim1=-2, dim2=-1).fill_(zero)
         elif rows:
-            self._sums = self._sums_along(weight.flatten(1), (1,))
+            self._sums = self._sums_along(by_unit.flatten(-2), (-1,)).flatten()
         else:
-            by_unit = weight.reshape(weight.shape[0], weight.shape[1] // block, -1)
-            self._sums = self._sums_along(by_unit, (0, 2))
+            self._sums = self._sums_along(by_unit, (-3, -1)).flatten()
 
     def _powers(self, weight: Tensor) -> Tensor:
         powers = self._workspace.take(weight.shape, self.dtype, weight.device)
@@ -112,11 +124,11 @@ class Masses:
     def _inner(self, powers: Tensor) -> Tensor:
         """Summed over kernel positions, the last axis."""
         if self.log:
-            return _logsumexp2(powers, (2,))
+            return _logsumexp2(powers, (-1,))
         # Rows this short are summed fastest by a matrix product.
-        positions = powers.shape[2]
+        positions = powers.shape[-1]
         return torch.mv(powers.view(-1, positions), powers.new_ones(positions)).view(
-            powers.shape[:2]
+            powers.shape[:-1]
         )
 
     def _sum(self, powers: Tensor, axis: int) -> Tensor:
@@ -132,27 +144,27 @@ class Masses:
     def matrix(self) -> Tensor:
         """``log2 M``, ``(out, units)``, for logarithms; summed to size 1 where no scales stand."""
         if self._matrix is not None:
-            return self._matrix
+            return dense(self._matrix, -math.inf)
         return self._sums[:, None] if self._has_rows else self._sums[None, :]
 
     def row_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
             return self._sums
-        return self._matrix.sum(1) if factors is None else torch.mv(self._matrix, factors)
+        return self._total(self._matrix, factors)
 
     def column_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_i M[i, j] f_i``, shape ``(units,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
             return self._sums
-        return self._matrix.sum(0) if factors is None else torch.mv(self._matrix.T, factors)
+        return self._total(self._matrix.mT, factors)
 
     def rows(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:
             return self._log2(self._sums)
         if z is None:
-            return self._log2(self._sum(self._matrix, 1))
+            return self._log2(self._sum(self._matrix, -1).flatten())
         return self._weighted(self._matrix, z * -self.p)
 
     def columns(self, z: Tensor | None) -> Tensor:
@@ -160,8 +172,16 @@ class Masses:
         if self._matrix is None:
             return self._log2(self._sums)
         if z is None:
-            return self._log2(self._sum(self._matrix, 0))
-        return self._weighted(self._matrix.T, z * self.p)
+            return self._log2(self._sum(self._matrix, -2).flatten())
+        return self._weighted(self._matrix.mT, z * self.p)
+
+    def _total(self, matrix: Tensor, factors: Tensor | None) -> Tensor:
+        """``Σ_j matrix[…, i, j] f_j``, factors counted through all groups."""
+        if factors is None:
+            return matrix.sum(-1).flatten()
+        if matrix.dim() == 2:
+            return torch.mv(matrix, factors)
+        return torch.bmm(matrix, factors.view(len(matrix), -1, 1)).flatten()
 
     def _log2(self, sums: Tensor) -> Tensor:
         if self.log:
@@ -171,13 +191,14 @@ class Masses:
 
     def _weighted(self, matrix: Tensor, exponents: Tensor) -> Tensor:
         if self.log:
-            return _logsumexp2(matrix + exponents, (1,))
+            spread = exponents if matrix.dim() == 2 else exponents.view(len(matrix), 1, -1)
+            return _logsumexp2(matrix + spread, (-1,)).flatten()
         # Taking out the largest exponent keeps the factors within (0, 1].
         shift = exponents.amax()
         factors = torch.exp2(exponents - shift).to(self.dtype)
         # A factor that vanishes may belong to the largest mass of all.
         self.seen.append(factors)
-        return self._log2(torch.mv(matrix, factors)).add_(shift)
+        return self._log2(self._total(matrix, factors)).add_(shift)
 
 
 def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:

@@ -19,7 +19,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from enorm._masses import Masses
 from enorm._solve import Problem
 
 # Share of the decrease that the gradient promises which a step must bring (Armijo).
@@ -43,15 +42,7 @@ class Newton:
     def _masses(self) -> list[Tensor]:
         """``log2 c_k M_k``: logarithms hold all, and the Hessian is near 1 once it is scaled."""
         return [
-            Masses(
-                self._tensors[term.weight],
-                self._problem.p,
-                rows=term.rows is not None,
-                columns=term.columns is not None,
-                block=term.block,
-                precision="log",
-            ).matrix()
-            + term.log2_coefficient
+            term.masses(self._tensors, self._problem.p, "log").matrix() + term.log2_coefficient
             for term in self._problem.terms
         ]
 
@@ -116,13 +107,15 @@ class Newton:
     def _hessian(
         self, entries: Sequence[Tensor], inverse_roots: Sequence[Tensor]
     ) -> dict[tuple[int, int], Tensor]:
-        """Lower blocks ``(row group, column group)`` below the unit diagonal."""
+        """Blocks ``(row group, column group)``: below the unit diagonal, or to be added to it."""
         blocks: dict[tuple[int, int], Tensor] = {}
         for term, b in zip(self._problem.terms, entries, strict=True):
             if term.rows is None or term.columns is None:
                 continue
             low, high = sorted((term.rows, term.columns))
             lower = b if term.rows == high else b.T
+            if low == high:
+                lower = b + b.T
             block = inverse_roots[high][:, None] * lower * -inverse_roots[low]
             known = blocks.get((high, low))
             blocks[high, low] = block if known is None else known + block
@@ -143,7 +136,9 @@ class Newton:
 
 
 def solve_blocks(blocks: dict[tuple[int, int], Tensor], right: list[Tensor]) -> list[Tensor] | None:
-    """Solve ``(I + L + Lᵀ) x = right`` by block Cholesky, with the fill-in that a graph needs.
+    """Solve ``(I + D + L + Lᵀ) x = right`` by block Cholesky, with the fill-in that a graph needs.
+
+    Of ``blocks`` those below the diagonal make L, and those on it D.
 
     None where the matrix is not numerically positive definite.
     """
@@ -151,7 +146,10 @@ def solve_blocks(blocks: dict[tuple[int, int], Tensor], right: list[Tensor]) -> 
     diagonals = [torch.eye(len(one), dtype=one.dtype, device=one.device) for one in right]
     below: list[list[int]] = [[] for _ in range(count)]
     for row, column in blocks:
-        below[column].append(row)
+        if row == column:
+            diagonals[row] += blocks[row, row]
+        else:
+            below[column].append(row)
     factors: list[Tensor] = []
     rest = list(right)
     for k in range(count):

@@ -21,10 +21,14 @@ class Layer:
     Attributes:
         module: qualified module name.
         kind: class of the module, such as ``"Linear"``.
-        weight: parameter name; shape ``(out, in, *kernel)``, or ``(features,)`` for BatchNorm.
+        weight: parameter name; shape ``(out, in / groups, *kernel)``, ``(in, out / groups,
+            *kernel)`` for a transposed convolution, or ``(features,)`` for BatchNorm.
         bias: parameter name, or None.
         depth: k, the number of weighted layers on the longest path from an input up to and
             including this one. A BatchNorm has the depth of the layer in front of it.
+        inputs: number of its input features or channels; 0 for BatchNorm.
+        groups: of a grouped convolution; 1 for all others.
+        transposed: whether the weight's first axis is its inputs.
     """
 
     module: str
@@ -32,11 +36,14 @@ class Layer:
     weight: str
     bias: str | None
     depth: int
+    inputs: int
+    groups: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Producer:
-    """Entries of ``weight`` along axis 0, and of ``bias``, are multiplied by the scales."""
+    """Entries of ``weight`` along its outputs, and of ``bias``, are multiplied by the scales."""
 
     module: str
     weight: str
@@ -45,20 +52,26 @@ class Producer:
 
 @dataclass(frozen=True)
 class Consumer:
-    """Entries of ``weight`` along axis 1 are divided by the scales.
+    """Entries of ``weight`` along its input axis are divided by the scales.
 
     ``block`` consecutive entries belong to one unit: 1, or the number of positions that each
-    channel has when a flatten stands between a convolution and a Linear.
+    channel has when a flatten stands between a convolution and a Linear. The first unit's entries
+    begin at ``start``, which is not 0 only behind a concatenation.
     """
 
     module: str
     weight: str
     block: int = 1
+    start: int = 0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensor axes that share one positive scale vector ``d`` of length ``size``."""
+    """Tensor axes that share one positive scale vector ``d`` of length ``size``.
+
+    A chain has one producer and one consumer per group; a residual stream has many of both, and a
+    weight that adds to the units it reads is both.
+    """
 
     producers: tuple[Producer, ...]
     consumers: tuple[Consumer, ...]
@@ -162,7 +175,9 @@ class Plan:
                 str(index),
                 ", ".join(producer.module for producer in group.producers),
                 ", ".join(
-                    consumer.module + (f" (blocks of {consumer.block})" * (consumer.block > 1))
+                    consumer.module
+                    + f" (blocks of {consumer.block})" * (consumer.block > 1)
+                    + f" (from {consumer.start})" * (consumer.start > 0)
                     for consumer in group.consumers
                 ),
                 str(group.size),

@@ -83,7 +83,7 @@ def _components(problem: Problem) -> list[Component]:
         for group in (term.rows, term.columns):
             if group is not None:
                 members[group] += 1
-        if term.rows is not None and term.columns is not None:
+        if term.rows is not None and term.columns is not None and not term.is_coupled:
             neighbours[term.rows].add(term.columns)
             neighbours[term.columns].add(term.rows)
     found: list[Component] = []

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,27 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from enorm._graph import UnsupportedModel, symbolic_trace
-from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, is_elementwise, pooled_axes
+from enorm._homogeneous import (
+    BATCH_NORMS,
+    CONCATENATIONS,
+    CONVOLUTIONS,
+    PADDING,
+    PERMUTATIONS,
+    PRODUCTS,
+    QUOTIENTS,
+    REDUCTIONS,
+    RESHAPES,
+    SUMS,
+    TRANSPOSED,
+    is_elementwise,
+    is_registered,
+    pooled_axes,
+)
 
+# What is random in train mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+_EXTREMA = frozenset({torch.maximum, torch.minimum, "maximum", "minimum"})
 
 
 def error_bound(
@@ -32,6 +49,8 @@ def error_bound(
 
         layer           e' = |W| e + γ_n (|W| (|v| + e) + |b|),
         ReLU, pooling   e' = e, pooled as v is; a sum or a slope adds its own roundings,
+        sum of values   e' = e_1 + e_2 + u (|v_1| + e_1 + |v_2| + e_2); a maximum max(e_1, e_2),
+        product         e' = |v_1| e_2 + |v_2| e_1 + e_1 e_2 + 2 u (|v_1| + e_1) (|v_2| + e_2),
         BatchNorm       e' = |g|/s e + γ_8 (|g|/s (|v| + e + |m|) + |β|), with eval's statistics,
         γ_n = (n + 2) u_acc / (1 − (n + 2) u_acc) + (4·rewrites + 2) u.
 
@@ -113,24 +132,36 @@ class _RunningError(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module: Any = self.fetch_attr(target)
         name = f"{target} ({type(module).__name__})"
-        if type(module) is nn.Linear or type(module) in CONVOLUTIONS:
+        kind = type(module)
+        if kind is nn.Linear or kind in CONVOLUTIONS or (kind in TRANSPOSED and len(args) == 1):
             return self._layer(module, args[0])
         if type(module) in BATCH_NORMS:
             return self._batchnorm(name, module, args[0])
-        if type(module) is nn.Flatten:
+        if kind is nn.Flatten or (kind in PADDING and getattr(module, "value", 0) == 0):
             return self._moved(module, args, kwargs)
-        random = isinstance(module, _DROPOUTS) and module.training and module.p > 0
+        if kind is nn.PReLU:
+            return self._prelu(module, args[0])
+        random = module.training and (
+            kind is nn.RReLU or (isinstance(module, _DROPOUTS) and module.p > 0)
+        )
         return self._operation(module, name, module, args, kwargs, random=random)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in (torch.flatten, torch.reshape):
+        if target in CONCATENATIONS:
+            return self._concatenated(target, args, kwargs)
+        if target is torch.flatten or target in RESHAPES or target in PERMUTATIONS:
             return self._moved(target, args, kwargs)
         if target is getattr or not any(
             isinstance(one, _Bounded) for one in (*args, *kwargs.values())
         ):
             return self._plain(target, args, kwargs)
+        if target is F.pad and not kwargs.get("value"):
+            return self._moved(target, args, kwargs)
+        if (found := self._arithmetic(target, target, args, kwargs)) is not None:
+            return found
         # Recorded calls of Python functions carry every option by its name.
         random = target in _DROPOUT_FUNCTIONS and kwargs["training"]
+        random |= target.__name__ == "stochastic_depth" and (*args, *kwargs.values())[-1]
         return self._operation(target, target.__name__, target, args, kwargs, random=random)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -139,8 +170,10 @@ class _RunningError(fx.Interpreter):
 
         if target in ("size", "dim"):
             return self._plain(call, args, kwargs)
-        if target in ("flatten", "reshape", "view"):
+        if target == "flatten" or target in RESHAPES or target in PERMUTATIONS:
             return self._moved(call, args, kwargs)
+        if (found := self._arithmetic(target, call, args, kwargs)) is not None:
+            return found
         return self._operation(target, target, call, args, kwargs)
 
     def _plain(self, run: Any, args: Any, kwargs: Any) -> Any:
@@ -163,7 +196,8 @@ class _RunningError(fx.Interpreter):
         random: bool = False,
     ) -> _Bounded:
         axes = pooled_axes(operation)
-        if random or not args or not (is_elementwise(operation) or axes is not None):
+        known = is_elementwise(operation) or axes is not None
+        if random or not args or not known or is_registered(operation):
             why = " in train mode" if random else ""
             raise UnsupportedModel(f"no rounding bound is known for {name}{why}")
         bounded, *rest = args
@@ -177,6 +211,8 @@ class _RunningError(fx.Interpreter):
             error = run(bounded.error, *rest, **kwargs)
             return _Bounded(value, error + self._gamma(positions) * run(before, *rest, **kwargs))
         slope = getattr(operation, "negative_slope", None)
+        if isinstance(operation, nn.RReLU):
+            slope = max(abs(operation.lower), abs(operation.upper))
         if operation is F.leaky_relu:
             slope = kwargs["negative_slope"]
         error = bounded.error
@@ -188,6 +224,56 @@ class _RunningError(fx.Interpreter):
             error = bounded.error.copy_(error)
         return _Bounded(value, error)
 
+    def _arithmetic(self, operation: Any, run: Any, args: Any, kwargs: Any) -> _Bounded | None:
+        """Sums, products and reductions; None for anything else."""
+        if operation in REDUCTIONS and isinstance(args[0], _Bounded):
+            value = run(args[0].value, *args[1:], **kwargs)
+            error = run(args[0].error, *args[1:], **kwargs)
+            terms = args[0].value.numel() // max(value.numel(), 1)
+            rounding = self._gamma(terms) * run(args[0].magnitude, *args[1:], **kwargs)
+            return _Bounded(value, error + rounding)
+        if operation not in SUMS | PRODUCTS | QUOTIENTS or kwargs or len(args) != 2:
+            return None
+        first, second = (
+            one if isinstance(one, _Bounded) else _Bounded.exact(torch.as_tensor(one))
+            for one in args
+        )
+        # What is overwritten is needed as it was.
+        v1, v2 = first.value.clone(), second.value
+        m1, m2 = v1.abs() + first.error, second.magnitude
+        if operation in SUMS:
+            error = first.error + second.error + self._unit() * (m1 + m2)
+            if operation in _EXTREMA:
+                error = torch.maximum(first.error, second.error)
+        elif operation in PRODUCTS:
+            error = v1.abs() * second.error + v2.abs() * first.error + first.error * second.error
+            error = error + 2 * self._unit() * m1 * m2 + self._tiny()
+        elif isinstance(args[1], (int, float)):
+            error = (first.error + 2 * self._unit() * m1) / abs(args[1]) + self._tiny()
+        else:
+            return None
+        value = run(first.value, second.value if isinstance(args[1], _Bounded) else args[1])
+        if value is first.value:
+            # In place: whoever reads the operand later reads this result.
+            error = first.error.copy_(error)
+        return _Bounded(value, error)
+
+    def _concatenated(self, run: Any, args: Any, kwargs: Any) -> _Bounded:
+        parts = [
+            one if isinstance(one, _Bounded) else _Bounded.exact(one)
+            for one in (args[0] if args else kwargs.pop("tensors"))
+        ]
+        return _Bounded(
+            run([part.value for part in parts], *args[1:], **kwargs),
+            run([part.error for part in parts], *args[1:], **kwargs),
+        )
+
+    def _prelu(self, module: nn.PReLU, bounded: _Bounded) -> _Bounded:
+        own = module.weight.detach().double()
+        slopes = own.view(1, -1, *[1] * (bounded.value.dim() - 2)) if own.numel() > 1 else own
+        error = bounded.error + self._unit() * bounded.magnitude
+        return _Bounded(F.prelu(bounded.value, own), slopes.abs().clamp(min=1) * error)
+
     def _layer(self, module: nn.Module, bounded: _Bounded) -> _Bounded:
         own = {
             name: parameter.detach().double()
@@ -195,6 +281,9 @@ class _RunningError(fx.Interpreter):
         }
         self.dtype = module.get_parameter("weight").dtype
         fan_in = math.prod(own["weight"].shape[1:])
+        if type(module) in TRANSPOSED:
+            groups = cast(nn.ConvTranspose2d, module).groups
+            fan_in = own["weight"].shape[0] // groups * math.prod(own["weight"].shape[2:])
         gamma, tiny = self._gamma(fan_in), self._tiny()
         weight = own["weight"].abs()
         passed = {"weight": weight} | (

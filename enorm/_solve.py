@@ -10,28 +10,68 @@ other gives block Gauss–Seidel (the paper's Algorithm 1), all at once Jacobi, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from enorm._layout import canonical
 from enorm._masses import Masses, Precision, Workspace, lost_range
-from enorm._plan import Plan
+from enorm._plan import Consumer, Layer, Plan
 
 Order = Literal["cyclic", "jacobi"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """A weight in the energy: its coefficient, and the groups on its rows and columns."""
+    """A weight in the energy: its coefficient, and the groups on its rows and columns.
 
-    weight: str
+    Behind a concatenation each slice of its columns is a term of its own: ``columns`` divides
+    ``length`` of them from ``start`` on, all if ``length`` is None.
+    """
+
+    layer: Layer
     log2_coefficient: float
     rows: int | None
     columns: int | None
     block: int = 1
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def weight(self) -> str:
+        """The parameter's name."""
+        return self.layer.weight
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether it couples units of one group to each other."""
+        return self.rows is not None and self.rows == self.columns
+
+    def masses(
+        self,
+        tensors: Mapping[str, Tensor],
+        p: float,
+        precision: Precision,
+        workspace: Workspace | None = None,
+    ) -> Masses:
+        """Masses of the weight as it is now."""
+        view = canonical(tensors[self.weight], self.layer)
+        if self.length is not None:
+            view = view.narrow(1, self.start, self.length)
+        return Masses(
+            view,
+            p,
+            rows=self.rows is not None,
+            columns=self.columns is not None,
+            block=self.block,
+            grouped=self.layer.groups > 1,
+            hollow=self.is_coupled,
+            precision=precision,
+            workspace=workspace,
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +80,8 @@ class Problem:
 
     ``biases[g]`` are the parameters that scale with group ``g`` without counting in the energy.
     ``last_uses[g]`` are the terms that no group after ``g`` needs in a sweep.
+    ``coupled[g]`` says that units of ``g`` are coupled to each other: their common update goes half
+    of the way, for the whole of it could overshoot for ever.
     """
 
     p: float
@@ -48,6 +90,7 @@ class Problem:
     consumers: tuple[tuple[int, ...], ...]
     biases: tuple[tuple[str, ...], ...]
     last_uses: tuple[tuple[int, ...], ...]
+    coupled: tuple[bool, ...]
 
 
 def build_problem(plan: Plan, p: float, c: float) -> Problem:
@@ -60,18 +103,17 @@ def build_problem(plan: Plan, p: float, c: float) -> Problem:
         for index, group in enumerate(plan.groups)
         for producer in group.producers
     }
-    columns = {
-        consumer.weight: (index, consumer.block)
-        for index, group in enumerate(plan.groups)
-        for consumer in group.consumers
-    }
-    terms = []
+    columns: dict[str, list[tuple[int, Consumer]]] = {}
+    for index, group in enumerate(plan.groups):
+        for consumer in group.consumers:
+            columns.setdefault(consumer.weight, []).append((index, consumer))
+    sizes = [group.size for group in plan.groups]
+    terms: list[Term] = []
     for layer in plan.layers:
-        if layer.weight in rows or layer.weight in columns:
-            column, block = columns.get(layer.weight, (None, 1))
-            coefficient = p * (plan.depth - layer.depth) * math.log2(c)
-            row = rows.get(layer.weight)
-            terms.append(Term(layer.weight, coefficient, row, column, block))
+        coefficient = p * (plan.depth - layer.depth) * math.log2(c)
+        terms += _terms(
+            layer, coefficient, rows.get(layer.weight), columns.get(layer.weight, []), sizes
+        )
     indices = range(len(plan.groups))
     return Problem(
         p=p,
@@ -85,7 +127,33 @@ def build_problem(plan: Plan, p: float, c: float) -> Problem:
         last_uses=tuple(
             tuple(t for t, m in enumerate(terms) if g == max(_groups(m))) for g in indices
         ),
+        coupled=tuple(any(m.is_coupled and m.rows == g for m in terms) for g in indices),
     )
+
+
+def _terms(
+    layer: Layer,
+    coefficient: float,
+    rows: int | None,
+    columns: Sequence[tuple[int, Consumer]],
+    sizes: Sequence[int],
+) -> Iterator[Term]:
+    """Terms of one weight: one per group that divides columns of it, and what lies between."""
+    end = 0
+    for index, consumer in sorted(columns, key=lambda one: one[1].start):
+        if rows is not None and consumer.start > end:
+            yield Term(layer, coefficient, rows, None, 1, end, consumer.start - end)
+        length = consumer.block * sizes[index]
+        end = consumer.start + length
+        # Scales of one group on both sides of a depthwise convolution cancel.
+        if index != rows or layer.groups < sizes[index]:
+            whole = length == layer.inputs
+            part = (0, None) if whole else (consumer.start, length)
+            yield Term(layer, coefficient, rows, index, consumer.block, *part)
+    if rows is not None and end == 0:
+        yield Term(layer, coefficient, rows, None)
+    elif rows is not None and end < layer.inputs:
+        yield Term(layer, coefficient, rows, None, 1, end, layer.inputs - end)
 
 
 def _groups(term: Term) -> list[int]:
@@ -214,6 +282,8 @@ class Scales:
         step = (consuming - producing).mul_(0.5 / self.problem.p)
         if current is not None:
             step.sub_(current)
+        if self.problem.coupled[group]:
+            step.mul_(0.5)
         # A dead unit has log2 of zero, −inf, on a side; infinite or NaN norms end here as well.
         step.nan_to_num_(0.0, 0.0, 0.0)
         if (cap := self._caps[group]) is not None:
@@ -230,16 +300,8 @@ class Scales:
 
     def _mass(self, index: int) -> Masses:
         if index not in self._masses:
-            term = self.problem.terms[index]
-            self._masses[index] = Masses(
-                self._tensors[term.weight],
-                self.problem.p,
-                rows=term.rows is not None,
-                columns=term.columns is not None,
-                block=term.block,
-                precision=self.precision,
-                workspace=self._workspace,
-            )
+            term, p = self.problem.terms[index], self.problem.p
+            self._masses[index] = term.masses(self._tensors, p, self.precision, self._workspace)
         return self._masses[index]
 
     def _collect(self, masses: Masses) -> None:

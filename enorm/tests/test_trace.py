@@ -266,20 +266,20 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "1 (LayerNorm)",
         "not known to be positively homogeneous",
     ),
-    "residual": (
-        lambda: Written(lambda m, x: m.c(F.relu(m.a(x)) + F.relu(m.b(x)))),
+    "input added": (
+        lambda: Written(lambda m, x: m.b(F.relu(m.a(x)) + x)),
         "add in forward",
-        "combines several values",
+        "adds a value that carries no scale",
     ),
     "product with itself": (
         lambda: Written(lambda m, x: m.c((h := F.relu(m.a(x))) * h)),
         "mul in forward",
-        "not known to be positively homogeneous",
+        "multiplies activations by each other",
     ),
     "constant added": (
         lambda: Written(lambda m, x: m.b(F.relu(m.a(x)) + 1)),
         "add in forward",
-        "not known to be positively homogeneous",
+        "adds a constant",
     ),
     "called twice": (
         lambda: Written(lambda m, x: m.c(F.relu(m.a(F.relu(m.a(x)))))),
@@ -311,19 +311,9 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "getattr in forward",
         "reads attribute 'T' of the activations",
     ),
-    "grouped": (
-        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.Conv1d(6, 6, 1, groups=2)),
-        "2 (Conv1d)",
-        "grouped convolution",
-    ),
     "recurrent": (
         lambda: nn.Sequential(nn.LSTM(6, 6), First(), nn.Linear(6, 6)),
         "0 (LSTM)",
-        "weights of this kind of module are not rescaled",
-    ),
-    "transposed convolution": (
-        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), nn.ConvTranspose1d(6, 6, 1)),
-        "2 (ConvTranspose1d)",
         "weights of this kind of module are not rescaled",
     ),
     "lazy": (

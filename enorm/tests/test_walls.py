@@ -227,9 +227,9 @@ def test_layers_in_full() -> None:
         nn.Linear(8, 2),
     )
     assert enorm.trace(model).layers == (
-        enorm.Layer("0", "Conv2d", "0.weight", None, 1),
-        enorm.Layer("1", "BatchNorm2d", "1.weight", "1.bias", 1),
-        enorm.Layer("4", "Linear", "4.weight", "4.bias", 2),
+        enorm.Layer("0", "Conv2d", "0.weight", None, 1, 1),
+        enorm.Layer("1", "BatchNorm2d", "1.weight", "1.bias", 1, 0),
+        enorm.Layer("4", "Linear", "4.weight", "4.bias", 2, 8),
     )
 
 

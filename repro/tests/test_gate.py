@@ -103,7 +103,7 @@ def test_a_broken_cycle_is_stopped(
     """Columns that are not divided: what is multiplied in front is not undone behind."""
     whole = _apply.targets_of
     monkeypatch.setattr(
-        _stepper, "targets_of", lambda plan: [replace(one, columns=None) for one in whole(plan)]
+        _stepper, "targets_of", lambda plan: [replace(one, columns=()) for one in whole(plan)]
     )
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err

@@ -1,0 +1,574 @@
+"""Follows each hidden unit through the recorded forward code."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from enorm._graph import Recording
+from enorm._homogeneous import (
+    BATCH_NORMS,
+    CONCATENATIONS,
+    CONVOLUTIONS,
+    PADDING,
+    PERMUTATIONS,
+    PRODUCTS,
+    QUOTIENTS,
+    REDUCTIONS,
+    RESHAPES,
+    RESIZING,
+    SUMS,
+    TRANSPOSED,
+    is_elementwise,
+    key_of,
+    pooled_axes,
+)
+from enorm._modules import EXCLUDED
+from enorm._plan import BatchNormRule, Consumer, Group, Layer, Producer, Skip
+from enorm._units import Signal, Units
+
+
+class Walk:
+    """Abstract interpretation of recorded graphs, one node after the other.
+
+    Several graphs of one model are ways that its forward code may go. A unit has the readers that
+    it has on any of them, and columns that read different units on two of them are a wall.
+
+    A value without a signal does not change when units are rescaled: whatever ends a signal pins
+    its units.
+    """
+
+    def __init__(
+        self, model: nn.Module, batchnorm: BatchNormRule, reasons: Mapping[str, str]
+    ) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.batchnorm = batchnorm
+        self.unusable = reasons
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.signals: dict[fx.Node, Signal | None] = {}
+        self.depths: dict[fx.Node, int] = {}
+        self.above: set[fx.Node] = set()
+        self.made: dict[str, Units] = {}
+        self.read: dict[str, Signal | None] = {}
+        self.noted: list[Skip] = []
+        self.weights = {name for name, value in model.named_parameters() if _is_matrix(value)}
+        self.called: set[str] = set()
+        self.layers: dict[str, Layer] = {}
+
+    def follow(self, recording: Recording) -> None:
+        """Take in one way through the forward code."""
+        graph = recording.graph_module.graph
+        self.shapes.update(recording.shapes)
+        self.called |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
+        for node in reversed(graph.nodes):
+            weighted = node.op == "call_module" and any(
+                True for _ in self.modules[str(node.target)].parameters()
+            )
+            if node in self.above or weighted:
+                self.above.update((node, *node.all_input_nodes))
+        for node in graph.nodes:
+            self.depths[node] = max((self.depths[i] for i in node.all_input_nodes), default=0)
+            self.signals[node] = self._visit(node)
+
+    def result(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
+        """Groups, walls and layers of all ways followed."""
+        groups = []
+        skipped = dict.fromkeys(self.noted)
+        order = {name: place for place, name in enumerate(self.layers)}
+        for units in dict.fromkeys(units.root() for units in self.made.values()):
+            walls = units.walls + units.ends if units.consumers else units.walls
+            made = {producer.weight for producer in units.producers}
+            read = {consumer.weight for consumer in units.consumers}
+            # Units that only feed themselves have no minimum, and reach no output either.
+            if not read <= made and not walls and not units.pinned:
+                producers = sorted(units.producers, key=lambda one: order[one.module])
+                consumers = sorted(units.consumers, key=lambda one: (order[one.module], one.start))
+                groups.append(Group(tuple(producers), tuple(consumers), units.size))
+            skipped.update(dict.fromkeys(walls))
+        groups.sort(key=lambda group: order[group.producers[0].module])
+        return tuple(groups), tuple(skipped), tuple(self.layers.values())
+
+    def _visit(self, node: fx.Node) -> Signal | None:
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                self._end(source, "its activations are also an output of the model")
+            return None
+        if node.op == "call_module":
+            return self._visit_module(node, self.modules[str(node.target)])
+        if node.op in ("call_function", "call_method"):
+            return self._visit_function(node)
+        if node.op == "get_attr":
+            owner, _, _ = str(node.target).rpartition(".")
+            if owner not in self.called and str(node.target) in self.weights:
+                reason = "read by the forward code itself, not by a Linear or convolution module"
+                self.noted.append(Skip(str(node.target), reason))
+        return None
+
+    def _visit_module(self, node: fx.Node, module: nn.Module) -> Signal | None:
+        name = str(node.target)
+        reason = self.unusable.get(name)
+        kind = type(module)
+        if kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED:
+            return self._visit_layer(node, module, name, reason)
+        if kind in BATCH_NORMS:
+            return self._visit_batchnorm(node, cast(nn.BatchNorm2d, module), name, reason)
+        if any(_is_matrix(value) for value in module.parameters()):
+            reason = reason or "weights of this kind of module are not rescaled"
+            self._note(node, reason)
+            return self._wall(node, reason)
+        if reason is not None and reason != EXCLUDED:
+            return self._wall(node, reason)
+        if kind is nn.Flatten:
+            module = cast(nn.Flatten, module)
+            return self._flatten(node, module.start_dim, module.end_dim)
+        if getattr(module, "return_indices", False):
+            return self._wall(node, "returns indices beside the activations")
+        if kind in PADDING:
+            if getattr(module, "value", 0) != 0:
+                return self._wall(node, "pads with a constant")
+            return self._pad(node, PADDING[kind])
+        return self._visit_operation(node, module)
+
+    def _visit_operation(self, node: fx.Node, operation: Any) -> Signal | None:
+        """Modules, functions and methods of one input that keep units apart."""
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        if key_of(operation) in RESIZING:
+            return self._on_positions(node, signal)
+        if is_elementwise(operation):
+            return signal
+        axes = pooled_axes(operation)
+        if axes is None:
+            return self._wall(node, "not known to be positively homogeneous")
+        if signal.axis != -(axes + 1) or signal.flattened:
+            return self._wall(node, "pools over hidden units")
+        return signal
+
+    def _on_positions(self, node: fx.Node, signal: Signal) -> Signal | None:
+        """An operation that takes the second axis for the channels."""
+        dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
+        if signal.flattened or dimensions is None or signal.axis != 1 - dimensions:
+            return self._wall(node, "resizes along the axis of the hidden units")
+        return signal
+
+    def _pad(self, node: fx.Node, axes: int) -> Signal | None:
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        if signal.flattened or axes >= -signal.axis:
+            return self._wall(node, "pads along the axis of the hidden units")
+        return signal
+
+    def _visit_function(self, node: fx.Node) -> Signal | None:
+        target = node.target
+        if target in (getattr, operator.getitem) or target in ("size", "dim"):
+            if target is operator.getitem and self._only_signal(node) is not None:
+                return self._wall(node, "indexes the activations")
+            if target is getattr and node.args[1] not in ("shape", "ndim", "dtype", "device"):
+                return self._wall(node, f"reads attribute {node.args[1]!r} of the activations")
+            return None
+        if not any(self.signals[source] for source in node.all_input_nodes):
+            return None
+        if "out" in node.kwargs:
+            return self._wall(node, "writes into another tensor")
+        if target in (torch.flatten, "flatten"):
+            start = _argument(node, 1, "start_dim", 0)
+            end = _argument(node, 2, "end_dim", -1)
+            return self._flatten(node, start, end)
+        if target in SUMS:
+            return self._sum(node)
+        if target in PRODUCTS or target in QUOTIENTS:
+            return self._product(node)
+        if target in CONCATENATIONS:
+            return self._concatenate(node)
+        if target in REDUCTIONS:
+            return self._reduce(node)
+        if target in PERMUTATIONS:
+            return self._permute(node)
+        if target in RESHAPES:
+            return self._reshape(node)
+        if target is F.pad:
+            if _argument(node, 2, "mode", "constant") == "constant" and _argument(
+                node, 3, "value", None
+            ) not in (None, 0):
+                return self._wall(node, "pads with a constant")
+            return self._pad(node, len(cast(Sequence[Any], _argument(node, 1, "pad", ()))) // 2)
+        if node.kwargs.get("return_indices"):
+            return self._wall(node, "returns indices beside the activations")
+        return self._visit_operation(node, target)
+
+    def _sum(self, node: fx.Node) -> Signal | None:
+        """Sums, differences and maxima of two values: both have to carry the same scales."""
+        operands = (_argument(node, 0, "input", None), _argument(node, 1, "other", None))
+        if set(operands) != set(node.all_input_nodes):
+            return self._wall(node, "adds a constant")
+        first, second = (self.signals[cast(fx.Node, one)] for one in operands)
+        if first is None or second is None:
+            return self._wall(node, "adds a value that carries no scale")
+        if (
+            first.axis != second.axis
+            or first.flattened != second.flattened
+            or first.sizes != second.sizes
+        ):
+            return self._wall(node, "adds values whose units stand differently")
+        for mine, other in zip(first.parts, second.parts, strict=True):
+            if mine.root().pinned != other.root().pinned:
+                self._wall(node, "adds a value that carries no scale")
+            mine.join(other)
+        return first
+
+    def _product(self, node: fx.Node) -> Signal | None:
+        """A product is linear in one operand while the other stays as it is."""
+        first, second = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+        if node.kwargs.get("rounding_mode") is not None:
+            return self._wall(node, "rounds")
+        operands = [one for one in (first, second) if isinstance(one, fx.Node)]
+        scaled = [one for one in operands if self._is_live(one)]
+        if len(scaled) > 1 or set(operands) != set(node.all_input_nodes):
+            return self._wall(node, "multiplies activations by each other")
+        if not scaled:
+            return None
+        if scaled[0] is not first and (node.target in QUOTIENTS or _in_place(node)):
+            return self._wall(node, "divides by activations, or overwrites what is multiplied")
+        return self.signals[scaled[0]]
+
+    def _concatenate(self, node: fx.Node) -> Signal | None:
+        tensors = _argument(node, 0, "tensors", ())
+        axis = _argument(node, 1, "dim", 0)
+        if not isinstance(tensors, (list, tuple)) or not isinstance(axis, int):
+            return self._wall(node, "concatenates in a way that cannot be followed")
+        signals = [self.signals[one] for one in tensors]
+        places = {(signal.axis, signal.flattened) for signal in signals if signal is not None}
+        if len(places) > 1 or True in (flattened for _, flattened in places):
+            return self._wall(node, "concatenates values whose units stand differently")
+        own = next(iter(places))[0]
+        dimensions = next(
+            self._dimensions_of(one, signal)
+            for one, signal in zip(tensors, signals, strict=True)
+            if signal is not None
+        )
+        # Without a hint features are taken as (N, features); whoever reads them counts them.
+        if (axis if axis < 0 else axis - (dimensions or 2)) != own:
+            return self._wall(node, "concatenates along another axis than that of the units")
+        parts: list[Units] = []
+        for one, signal in zip(tensors, signals, strict=True):
+            if signal is not None:
+                parts += signal.parts
+            elif one in self.shapes and -own <= len(self.shapes[one]):
+                parts.append(Units(self.shapes[one][own], pinned=True))
+            else:
+                return self._wall(node, "concatenates a value of unknown size: pass example_inputs")
+        return Signal(tuple(parts), own, dimensions)
+
+    def _reduce(self, node: fx.Node) -> Signal | None:
+        """A mean, a sum or an extremum over whole axes other than that of the units."""
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        keep = _argument(node, 2, "keepdim", False)
+        dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
+        found = _axes(_argument(node, 1, "dim", None), dimensions)
+        if not found or signal.flattened or signal.axis in found or "dtype" in node.kwargs:
+            return self._wall(node, "reduces over hidden units")
+        if keep:
+            return signal
+        behind = sum(axis > signal.axis for axis in found)
+        left = None if dimensions is None else dimensions - len(found)
+        return replace(signal, axis=signal.axis + behind, dimensions=left)
+
+    def _permute(self, node: fx.Node) -> Signal | None:
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        count = self._dimensions_of(node.all_input_nodes[0], signal)
+        rest: Any = node.args[1:]
+        if node.target in (torch.permute, "permute"):
+            rest = node.kwargs.get("dims", rest)
+            order = _axes(rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest, count)
+            if count is None or signal.flattened or sorted(order) != list(range(-count, 0)):
+                return self._wall(node, "permutes axes in a way that cannot be followed")
+            return replace(signal, axis=order.index(signal.axis) - count)
+        pair = _axes([*rest, *node.kwargs.values()], count)
+        if len(pair) != 2 or signal.flattened:
+            return self._wall(node, "permutes axes in a way that cannot be followed")
+        moved = {pair[0]: pair[1], pair[1]: pair[0]}
+        return replace(signal, axis=moved.get(signal.axis, signal.axis))
+
+    def _visit_layer(
+        self, node: fx.Node, module: nn.Module, name: str, reason: str | None
+    ) -> Signal | None:
+        signal = self._only_signal(node)
+        weight = module._parameters.get("weight")
+        self.depths[node] += 1
+        kind = type(module)
+        # A channel axis stands before the positions; features stand last.
+        axis = -1 - CONVOLUTIONS.get(kind, TRANSPOSED.get(kind, 0))
+        bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
+        groups, transposed = getattr(module, "groups", 1), kind in TRANSPOSED
+        inputs = outputs = 0
+        if weight is not None and not isinstance(weight, nn.UninitializedParameter):
+            inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+            if transposed:
+                inputs, outputs = weight.shape[0], weight.shape[1] * groups
+            self._count(node, name, kind.__name__, bias, inputs, groups, transposed)
+        if reason is not None or weight is None:
+            reason = reason or "it has no weight"
+            self._note(node, reason)
+            self._wall(node, reason)
+            if not outputs:
+                return None
+            return Signal((Units(outputs, pinned=True),), axis, self._rank(node, signal, axis))
+        self._consume(node, signal, name, inputs, axis, groups)
+        units = self._units(name, bias, outputs)
+        return Signal((units,), axis, self._rank(node, signal, axis))
+
+    def _rank(self, node: fx.Node, signal: Signal | None, axis: int) -> int | None:
+        """Number of axes of a layer's output; a convolution's input is taken as a batch."""
+        if node in self.shapes:
+            return len(self.shapes[node])
+        if axis < -1:
+            return 1 - axis
+        return None if signal is None else signal.dimensions
+
+    def _count(
+        self,
+        node: fx.Node,
+        name: str,
+        kind: str,
+        bias: str | None,
+        inputs: int = 0,
+        groups: int = 1,
+        transposed: bool = False,
+    ) -> None:
+        """The energy counts this weight."""
+        weight, depth = f"{name}.weight", self.depths[node]
+        layer = Layer(name, kind, weight, bias, depth, inputs, groups, transposed)
+        self.layers.setdefault(name, layer)
+
+    def _units(self, name: str, bias: str | None, size: int) -> Units:
+        producer = Producer(name, f"{name}.weight", bias)
+        return self.made.setdefault(name, Units(size, [producer]))
+
+    def _consume(
+        self,
+        node: fx.Node,
+        signal: Signal | None,
+        name: str,
+        inputs: int,
+        axis: int,
+        groups: int,
+    ) -> None:
+        before = self.read.setdefault(name, signal)
+        seen, now = ({} if one is None else one.live() for one in (before, signal))
+        if seen != now:
+            for units in dict.fromkeys([*seen.values(), *now.values()]):
+                reason = "reads other units in train mode than in eval mode"
+                units.walls.append(Skip(self._where(node), reason))
+            return
+        if signal is None:
+            return
+        if signal.axis != axis:
+            self._wall(node, "reads the activations along another axis than their units")
+        elif not signal.flattened and inputs != signal.size:
+            self._wall(node, f"reads {inputs} units where {signal.size} were produced")
+        elif inputs % signal.size:
+            self._wall(node, f"reads {inputs} values, no multiple of {signal.size} units")
+        elif groups > 1 and len(signal.parts) > 1 and signal.live():
+            self._wall(node, "a grouped convolution of a concatenation")
+        else:
+            block, start = inputs // signal.size, 0
+            for part in signal.parts:
+                consumer = Consumer(name, f"{name}.weight", block, start)
+                root = part.root()
+                if consumer not in root.consumers:
+                    root.consumers.append(consumer)
+                start += part.size * block
+
+    def _visit_batchnorm(
+        self, node: fx.Node, module: nn.BatchNorm2d, name: str, reason: str | None
+    ) -> Signal | None:
+        signal = self._only_signal(node)
+        features = module.num_features
+        affine = module._parameters.get("weight") is not None
+        if self.batchnorm == "ignore":
+            if signal is None:
+                return None
+            if reason is not None and reason != EXCLUDED:
+                return self._wall(node, reason)
+            if features % signal.size:
+                return self._wall(node, "normalizes along another axis than the units")
+            return signal
+        # Its input is a wall that needs no word (the rows in front simply stay); its output is a
+        # fresh set of units whose scale the affine parameters carry.
+        for source in node.all_input_nodes:
+            self._end(source, f"its activations are also normalized by {name}")
+        bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
+        if affine:
+            self._count(node, name, type(module).__name__, bias)
+        # Axis 1 of the batch: features of a 2-d input, else channels before the positions.
+        dimensions = self._dimensions(node, type(module), signal)
+        if reason is not None or not affine:
+            reason = reason or "BatchNorm without affine parameters cannot carry a scale"
+            self._note(node, reason)
+        elif dimensions is None:
+            self._note(node, "the shape of its input is not known: pass example_inputs")
+        if dimensions is None:
+            return None
+        if reason is not None:
+            return Signal((Units(features, pinned=True),), 1 - dimensions, dimensions)
+        return Signal((self._units(name, bias, features),), 1 - dimensions, dimensions)
+
+    def _dimensions(
+        self, node: fx.Node, kind: type[nn.Module], signal: Signal | None
+    ) -> int | None:
+        """Number of axes of BatchNorm's input, batch included."""
+        if node in self.shapes:
+            return len(self.shapes[node])
+        if kind is nn.BatchNorm2d:
+            return 4
+        if kind is nn.BatchNorm3d:
+            return 5
+        return None if signal is None else signal.dimensions or 1 - signal.axis
+
+    def _dimensions_of(self, node: fx.Node, signal: Signal) -> int | None:
+        """Number of axes of a value that carries units."""
+        return len(self.shapes[node]) if node in self.shapes else signal.dimensions
+
+    def _flatten(self, node: fx.Node, start: Any, end: Any) -> Signal | None:
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        source = self.shapes.get(node.all_input_nodes[0])
+        to_the_end = end == -1 or (source is not None and end == len(source) - 1)
+        if start != 1 or not to_the_end:
+            return self._wall(node, "flattens other axes than all but the first")
+        return self._merge(node, signal, source)
+
+    def _reshape(self, node: fx.Node) -> Signal | None:
+        """``view(x.size(0), -1)`` is a flatten; other shapes need to be seen to be believed."""
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        source = node.all_input_nodes[0]
+        before, after = self.shapes.get(source), self.shapes.get(node)
+        sizes = node.args[1:]
+        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+            sizes = tuple(sizes[0])
+        if before is not None and after is not None:
+            if len(after) == 2 and after[0] == before[0]:
+                return self._merge(node, signal, before)
+        elif len(sizes) == 2 and sizes[1] == -1 and _is_batch_size(sizes[0], source):
+            return self._merge(node, signal, None)
+        return self._wall(node, "reshapes in a way not known to keep units apart")
+
+    def _merge(self, node: fx.Node, signal: Signal, source: torch.Size | None) -> Signal | None:
+        """All axes but the first become one, each unit's positions side by side."""
+        dimensions = signal.dimensions if source is None else len(source)
+        if signal.axis == -1:
+            # Of an (N, features) input nothing changes; of a longer one units would interleave.
+            if dimensions not in (None, 2):
+                return self._wall(node, "flattens positions in front of the units")
+            return replace(signal, dimensions=2)
+        if dimensions is not None and dimensions > 1 - signal.axis:
+            return self._wall(node, "flattens positions in front of the units")
+        if dimensions is not None and dimensions < 1 - signal.axis:
+            return self._wall(node, "flattens an unbatched input")
+        return replace(signal, axis=-1, dimensions=2, flattened=True)
+
+    def _only_signal(self, node: fx.Node) -> Signal | None:
+        """The signal that ``node`` reads; several at once meet at a wall."""
+        sources = node.all_input_nodes
+        if len(sources) < 2 or not any(self.signals[source] for source in sources):
+            return self.signals[sources[0]] if sources else None
+        # Sizes and slopes are values too, but carry no units.
+        first = node.args[0] if node.args else None
+        transposed = node.op == "call_module" and type(self.modules[str(node.target)]) in TRANSPOSED
+        if (transposed or node.target in _WITH_OTHERS) and not any(
+            self.signals[source] for source in sources if source is not first
+        ):
+            return self.signals[sources[0]]
+        return self._wall(node, "combines several values")
+
+    def _is_live(self, node: fx.Node) -> bool:
+        signal = self.signals[node]
+        return signal is not None and bool(signal.live())
+
+    def _end(self, source: fx.Node, reason: str) -> None:
+        """A signal that ends without a weight behind it."""
+        if (signal := self.signals[source]) is not None:
+            for units in signal.roots():
+                if not units.pinned and units.producers:
+                    units.ends.append(Skip(units.producers[0].module, reason))
+
+    def _wall(self, node: fx.Node, reason: str) -> Signal | None:
+        """End every group that ``node`` reads; what comes out carries no units."""
+        skip = Skip(self._where(node), reason)
+        for source in node.all_input_nodes:
+            if (signal := self.signals[source]) is not None:
+                for units in signal.roots():
+                    if not units.pinned:
+                        (units.walls if node in self.above else units.ends).append(skip)
+        return None
+
+    def _note(self, node: fx.Node, reason: str) -> None:
+        """A wall at the output of ``node``: the units it makes get no scale."""
+        self.noted.append(Skip(self._where(node), reason))
+
+    def _where(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        # Attribute reads are recorded before fx knows which module's code asks for them.
+        stack = node.meta.get("nn_module_stack") or {} if node.target is not getattr else {}
+        inside = [path for path in stack if path]
+        return f"{name} in {inside[-1]}.forward" if inside else f"{name} in forward"
+
+
+_WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.UninitializedParameter) or parameter.dim() > 1
+
+
+def _in_place(node: fx.Node) -> bool:
+    return node.target in (operator.imul, operator.itruediv) or str(node.target).endswith("_")
+
+
+def _axes(axes: Any, count: int | None) -> list[int]:
+    """Axes as negative numbers; empty if any is no number, or cannot be told among ``count``."""
+    found = [axes] if isinstance(axes, int) else list(axes or ())
+    if not all(isinstance(axis, int) for axis in found):
+        return []
+    if count is None:
+        return found if all(axis < 0 for axis in found) else []
+    if not all(-count <= axis < count for axis in found):
+        return []
+    return [axis if axis < 0 else axis - count for axis in found]
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _is_batch_size(size: Any, tensor: fx.Node) -> bool:
+    """Whether ``size`` is ``tensor.size(0)`` or ``tensor.shape[0]``."""
+    if not isinstance(size, fx.Node):
+        return False
+    if size.target == "size":
+        return size.args[0] is tensor and _argument(size, 1, "dim", None) == 0
+    if size.target is operator.getitem and size.args[1] == 0:
+        shape = size.args[0]
+        if isinstance(shape, fx.Node) and shape.args[0] is tensor:
+            return shape.target == "size" or shape.args[1:] == ("shape",)
+    return False
