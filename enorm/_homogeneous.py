@@ -100,6 +100,11 @@ BATCH_NORMS: frozenset[type[nn.Module]] = frozenset(
     {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 )
 
+# Normalize over a sample, not a batch; their weight and bias carry a scale as BatchNorm's do.
+LAYER_NORMS: frozenset[type[nn.Module]] = frozenset(
+    {nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+)
+
 # What users vouch for: operation → trailing axes it mixes, 0 for elementwise ones.
 _REGISTERED: dict[Any, int] = {}
 

@@ -16,6 +16,7 @@ from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
     CONVOLUTIONS,
+    LAYER_NORMS,
     PADDING,
     PERMUTATIONS,
     PRODUCTS,
@@ -117,8 +118,8 @@ class Walk:
         kind = type(module)
         if kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED:
             return self._visit_layer(node, module, name, reason)
-        if kind in BATCH_NORMS:
-            return self._visit_batchnorm(node, cast(nn.BatchNorm2d, module), name, reason)
+        if kind in BATCH_NORMS or kind in LAYER_NORMS:
+            return self._visit_norm(node, module, name, reason)
         if any(_is_matrix(value) for value in module.parameters()):
             reason = reason or "weights of this kind of module are not rescaled"
             self._note(node, reason)
@@ -392,13 +393,16 @@ class Walk:
                     root.consumers.append(consumer)
                 start += part.size * block
 
-    def _visit_batchnorm(
-        self, node: fx.Node, module: nn.BatchNorm2d, name: str, reason: str | None
+    def _visit_norm(
+        self, node: fx.Node, module: nn.Module, name: str, reason: str | None
     ) -> Signal | None:
+        """Normalizations, whose output is ``γ ⊙ n + β`` with an ``n`` that does not change."""
         signal = self._only_signal(node)
-        features = module.num_features
-        affine = module._parameters.get("weight") is not None
-        if self.batchnorm == "ignore":
+        kind = type(module)
+        weight = module._parameters.get("weight")
+        features = 0 if weight is None or weight.dim() > 1 else weight.numel()
+        if self.batchnorm == "ignore" and kind in BATCH_NORMS:
+            features = cast(nn.BatchNorm2d, module).num_features
             if signal is None:
                 return None
             if reason is not None and reason != EXCLUDED:
@@ -411,32 +415,38 @@ class Walk:
         for source in node.all_input_nodes:
             self._end(source, f"its activations are also normalized by {name}")
         bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
-        if affine:
-            self._count(node, name, type(module).__name__, bias)
-        # Axis 1 of the batch: features of a 2-d input, else channels before the positions.
-        dimensions = self._dimensions(node, type(module), signal)
-        if reason is not None or not affine:
-            reason = reason or "BatchNorm without affine parameters cannot carry a scale"
+        if weight is None:
+            reason = reason or f"{_family(kind)} without affine parameters cannot carry a scale"
+        elif weight.dim() > 1:
+            reason = reason or "its weights lie along several axes"
+        else:
+            self._count(node, name, kind.__name__, bias)
+        dimensions = self._dimensions(node, kind, signal)
+        # Of a LayerNorm the last axis; else axis 1 of the batch: features, or channels.
+        axis = -1 if kind is nn.LayerNorm else None if dimensions is None else 1 - dimensions
+        if reason is not None:
             self._note(node, reason)
-        elif dimensions is None:
+        elif axis is None:
             self._note(node, "the shape of its input is not known: pass example_inputs")
-        if dimensions is None:
+        if axis is None or features == 0:
             return None
         if reason is not None:
-            return Signal((Units(features, pinned=True),), 1 - dimensions, dimensions)
-        return Signal((self._units(name, bias, features),), 1 - dimensions, dimensions)
+            return Signal((Units(features, pinned=True),), axis, dimensions)
+        return Signal((self._units(name, bias, features),), axis, dimensions)
 
     def _dimensions(
         self, node: fx.Node, kind: type[nn.Module], signal: Signal | None
     ) -> int | None:
-        """Number of axes of BatchNorm's input, batch included."""
+        """Number of axes of a normalization's input, batch included."""
         if node in self.shapes:
             return len(self.shapes[node])
-        if kind is nn.BatchNorm2d:
+        if kind in (nn.BatchNorm2d, nn.InstanceNorm2d):
             return 4
-        if kind is nn.BatchNorm3d:
+        if kind in (nn.BatchNorm3d, nn.InstanceNorm3d):
             return 5
-        return None if signal is None else signal.dimensions or 1 - signal.axis
+        if signal is None or kind not in BATCH_NORMS:
+            return None if signal is None else signal.dimensions
+        return signal.dimensions or 1 - signal.axis
 
     def _dimensions_of(self, node: fx.Node, signal: Signal) -> int | None:
         """Number of axes of a value that carries units."""
@@ -533,6 +543,10 @@ class Walk:
 
 
 _WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
+
+
+def _family(kind: type[nn.Module]) -> str:
+    return "BatchNorm" if kind in BATCH_NORMS else kind.__name__
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

@@ -385,6 +385,32 @@ CASES = {
         [],
         reason="flattens positions in front of the units",
     ),
+    "layer norm": Case(
+        lambda: {**TWO(), "ln": nn.LayerNorm(4)},
+        lambda m, x: m.c(F.relu(m.ln(m.a(x)))),
+        (7, 5, 3),
+        [(["ln"], ["c"], 4)],
+    ),
+    "layer norm that is added to": Case(
+        lambda: {**TWO(), "ln": nn.LayerNorm(4)},
+        lambda m, x: m.c(F.relu(m.ln(m.a(x)) + m.b(x))),
+        (7, 3),
+        [(["ln", "b"], ["c"], 4)],
+    ),
+    "group norm": Case(
+        lambda: {**PAIR(), "gn": nn.GroupNorm(2, 4), "last": nn.InstanceNorm2d(5, affine=True)}
+        | convs(out=(5, 2, 1, 1))(),
+        lambda m, x: m.out(F.relu(m.last(m.b(F.relu(m.gn(m.a(x))))))),
+        IMAGE,
+        [(["gn"], ["b"], 4), (["last"], ["out"], 5)],
+    ),
+    "layer norm over several axes": Case(
+        lambda: {"a": nn.Conv1d(3, 4, 1), "ln": nn.LayerNorm((4, 6)), "b": nn.Conv1d(4, 2, 1)},
+        lambda m, x: m.b(F.relu(m.ln(m.a(x)))),
+        (5, 3, 6),
+        [],
+        reason="its weights lie along several axes",
+    ),
     "parametric slopes": Case(
         lambda: {**PAIR(), "act": nn.PReLU(4), "other": nn.RReLU()},
         lambda m, x: m.b(m.other(m.act(m.a(x)))),

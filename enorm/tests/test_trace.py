@@ -262,9 +262,11 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "not known to be positively homogeneous",
     ),
     "LayerNorm": (
-        lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6)),
+        lambda: nn.Sequential(
+            nn.Linear(6, 6), nn.LayerNorm(6, elementwise_affine=False), nn.ReLU(), nn.Linear(6, 6)
+        ),
         "1 (LayerNorm)",
-        "not known to be positively homogeneous",
+        "LayerNorm without affine parameters cannot carry a scale",
     ),
     "input added": (
         lambda: Written(lambda m, x: m.b(F.relu(m.a(x)) + x)),

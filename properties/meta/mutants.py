@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     Mutant(
         "last pair left out",
-        "_trace.py",
+        "_walk.py",
         "return tuple(groups), tuple(skipped)",
         "return tuple(groups[:-1] or groups), tuple(skipped)",
         _MINIMUM,
@@ -138,15 +138,15 @@ MUTANTS = (
     Mutant(
         "columns not divided",
         "_apply.py",
-        "columns = None if target.columns is None else z[target.columns] * -power",
-        "columns = None if target.columns is None else z[target.columns] * 0",
+        "target.column_vector(z, 0.0) * -power",
+        "target.column_vector(z, 0.0) * 0",
         _FUNCTION,
     ),
     Mutant(
         "columns multiplied",
         "_apply.py",
-        "columns = None if target.columns is None else z[target.columns] * -power",
-        "columns = None if target.columns is None else z[target.columns] * power",
+        "target.column_vector(z, 0.0) * -power",
+        "target.column_vector(z, 0.0) * power",
         _FUNCTION,
     ),
     Mutant(
@@ -159,15 +159,15 @@ MUTANTS = (
     Mutant(
         "rows' scales taken inversely in the columns' norms",
         "_masses.py",
-        "return self._weighted(self._matrix.T, z * self.p)",
-        "return self._weighted(self._matrix.T, z * -self.p)",
+        "return self._weighted(self._matrix.mT, z * self.p)",
+        "return self._weighted(self._matrix.mT, z * -self.p)",
         _SOLVERS,
     ),
     Mutant(
         "flatten's blocks in channel-last order",
         "_apply.py",
-        "columns = columns.repeat_interleave(target.block)",
-        "columns = columns.repeat(target.block)",
+        ".repeat_interleave(part.block)",
+        ".repeat(part.block)",
         _FUNCTION,
     ),
     Mutant(
@@ -223,8 +223,8 @@ MUTANTS = (
     Mutant(
         "largest entry in place of the norm",
         "_masses.py",
-        "torch.mv(self._matrix, factors)",
-        "(self._matrix * factors).amax(1)",
+        "return torch.mv(matrix, factors)",
+        "return (matrix * factors).amax(1)",
         _EQUAL,
     ),
     Mutant(
@@ -243,16 +243,16 @@ MUTANTS = (
     ),
     Mutant(
         "BatchNorm looked through where the function is to be kept",
-        "_trace.py",
+        "_walk.py",
         'if self.batchnorm == "ignore":',
         "if True:",
         _FUNCTION,
     ),
     Mutant(
         "BatchNorm's bias not scaled",
-        "_trace.py",
-        "return _Signal(self._units(name, bias, features), 1 - dimensions)",
-        "return _Signal(self._units(name, None, features), 1 - dimensions)",
+        "_walk.py",
+        "return Signal((self._units(name, bias, features),), axis, dimensions)",
+        "return Signal((self._units(name, None, features),), axis, dimensions)",
         _FUNCTION,
     ),
     Mutant(
@@ -267,7 +267,7 @@ MUTANTS = (
     ),
     Mutant(
         "BatchNorm ends a group under the published rule too",
-        "_trace.py",
+        "_walk.py",
         'if self.batchnorm == "ignore":',
         "if False:",
         _IGNORE,
