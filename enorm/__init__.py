@@ -17,6 +17,8 @@ from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
 from enorm._descent import Progress
 from enorm._graph import UnsupportedModel
+from enorm._homogeneous import register_homogeneous
+from enorm._manual import plan_from_layers
 from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip
 from enorm._rounding import error_bound
 from enorm._stepper import ENorm
@@ -40,7 +42,9 @@ __all__ = [
     "balance_",
     "energy",
     "error_bound",
+    "plan_from_layers",
     "reference",
+    "register_homogeneous",
     "residual",
     "trace",
     "verify",

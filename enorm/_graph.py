@@ -17,6 +17,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from enorm._homogeneous import registered_functions, registered_modules
+
 
 class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
     """The model, or with ``strict=True`` a part of it, cannot be rescaled; the message says why."""
@@ -87,7 +89,9 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
         with warnings.catch_warnings():
             # fx warns that it cannot assert the value of a default that is a number or a string.
             warnings.simplefilter("ignore")
-            return fx.symbolic_trace(model, concrete_args=defaults or None)
+            tracer = _Tracer(autowrap_functions=registered_functions())
+            graph = tracer.trace(model, concrete_args=defaults or None)
+            return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:
         # Whatever the model's own forward code raises under tracing ends here, with its line.
         last = error.__traceback__
@@ -98,8 +102,17 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
                 place = f" at {code.co_filename}:{last.tb_lineno}"
             last = last.tb_next
         raise UnsupportedModel(
-            f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}"
+            f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}. "
+            "Where layers follow each other there, say so: "
+            "enorm.plan_from_layers(model, [names of layers])"
         ) from error
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into what users vouch for."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in registered_modules() or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Reads(TorchFunctionMode):

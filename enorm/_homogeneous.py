@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 # One factor per element, which depends on its sign or on nothing of it, so they keep any axis.
 # Dropout multiplies by 0 or 1/(1 − rate); the factor depends on the position, and of
@@ -156,6 +156,14 @@ def registered_functions() -> tuple[Any, ...]:
 def is_registered(operation: nn.Module | Any) -> bool:
     """Whether a user vouches for ``operation``."""
     return key_of(operation) in _REGISTERED
+
+
+def sizes_of(module: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """Input and output features or channels of a Linear or a convolution, from its weight."""
+    groups: int = getattr(module, "groups", 1)
+    if type(module) in TRANSPOSED:
+        return weight.shape[0], weight.shape[1] * groups
+    return weight.shape[1] * groups, weight.shape[0]
 
 
 def key_of(operation: nn.Module | Any) -> Any:

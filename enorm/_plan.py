@@ -202,6 +202,13 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     )
 
 
+def linked(affine: Plan, ignore: Plan) -> Plan:
+    """The plan under ``"affine"``, each of the two knowing the other."""
+    object.__setattr__(affine, "_other", ignore)
+    object.__setattr__(ignore, "_other", affine)
+    return affine
+
+
 def tensors_of(model: nn.Module, plan: Plan) -> Mapping[str, Tensor]:
     """The parameters that ``plan`` speaks of, by name.
 

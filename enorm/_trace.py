@@ -10,7 +10,7 @@ from torch import nn
 
 from enorm._graph import UnsupportedModel, record
 from enorm._modules import EXCLUDED, fingerprint, unusable
-from enorm._plan import Plan
+from enorm._plan import Plan, linked
 from enorm._walk import Walk
 
 
@@ -67,9 +67,7 @@ def trace(
             walk.follow(recording)
         groups, skipped, layers = walk.result()
         plans[rule] = Plan(groups, skipped, layers, walk.batchnorm, print_, reference)
-    object.__setattr__(plans["affine"], "_other", plans["ignore"])
-    object.__setattr__(plans["ignore"], "_other", plans["affine"])
-    plan = plans["affine"]
+    plan = linked(plans["affine"], plans["ignore"])
     walls = [skip for skip in plan.skipped if skip.reason != EXCLUDED]
     if strict and walls:
         raise UnsupportedModel(f"{walls[0].where}: {walls[0].reason}")

@@ -27,8 +27,10 @@ from enorm._homogeneous import (
     SUMS,
     TRANSPOSED,
     is_elementwise,
+    is_registered,
     key_of,
     pooled_axes,
+    sizes_of,
 )
 from enorm._modules import EXCLUDED
 from enorm._plan import BatchNormRule, Consumer, Group, Layer, Producer, Skip
@@ -120,6 +122,8 @@ class Walk:
             return self._visit_layer(node, module, name, reason)
         if kind in BATCH_NORMS or kind in LAYER_NORMS:
             return self._visit_norm(node, module, name, reason)
+        if reason is None and is_registered(module):
+            return self._visit_operation(node, module)
         if any(_is_matrix(value) for value in module.parameters()):
             reason = reason or "weights of this kind of module are not rescaled"
             self._note(node, reason)
@@ -316,9 +320,7 @@ class Walk:
         groups, transposed = getattr(module, "groups", 1), kind in TRANSPOSED
         inputs = outputs = 0
         if weight is not None and not isinstance(weight, nn.UninitializedParameter):
-            inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-            if transposed:
-                inputs, outputs = weight.shape[0], weight.shape[1] * groups
+            inputs, outputs = sizes_of(module, weight)
             self._count(node, name, kind.__name__, bias, inputs, groups, transposed)
         if reason is not None or weight is None:
             reason = reason or "it has no weight"

@@ -398,8 +398,10 @@ CASES = {
         [(["ln", "b"], ["c"], 4)],
     ),
     "group norm": Case(
-        lambda: {**PAIR(), "gn": nn.GroupNorm(2, 4), "last": nn.InstanceNorm2d(5, affine=True)}
-        | convs(out=(5, 2, 1, 1))(),
+        lambda: (
+            {**PAIR(), "gn": nn.GroupNorm(2, 4), "last": nn.InstanceNorm2d(5, affine=True)}
+            | convs(out=(5, 2, 1, 1))()
+        ),
         lambda m, x: m.out(F.relu(m.last(m.b(F.relu(m.gn(m.a(x))))))),
         IMAGE,
         [(["gn"], ["b"], 4), (["last"], ["out"], 5)],

@@ -1,0 +1,179 @@
+"""What users say where tracing cannot see: operations they vouch for, and whole chains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import enorm
+from enorm import _homogeneous
+from enorm.tests.test_trace import groups, reasons
+
+
+class Blur(nn.Module):
+    """A mean over pairs of positions, with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.tensor([[[0.5, 0.5]]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        blurred: Tensor = F.conv1d(x.flatten(0, 1)[:, None], self.kernel)
+        return blurred.unflatten(0, x.shape[:2])[:, :, 0]
+
+
+def halves(x: Tensor) -> Tensor:
+    """Homogeneous, and opaque: it indexes."""
+    return 0.5 * x[...]
+
+
+class Calls(nn.Module):
+    """Calls :func:`halves` by its global name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+        self.b = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        result: Tensor = self.b(halves(F.relu(self.a(x))))
+        return result
+
+
+class Branching(nn.Module):
+    """Which way it goes depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.up = nn.ConvTranspose2d(4, 6, 2)
+        self.fc = nn.Linear(6 * 25, 5)
+        self.last = nn.Linear(5, 2)
+        self.other = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        h = F.relu(self.bn(self.conv(x)))
+        h = F.relu(self.fc(F.relu(self.up(h)).flatten(1)))
+        if h.sum() < 0:
+            h = -h
+        result: Tensor = self.last(h)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    kept = dict(_homogeneous._REGISTERED)
+    yield
+    _homogeneous._REGISTERED.clear()
+    _homogeneous._REGISTERED.update(kept)
+
+
+def kept(model: nn.Module, plan: enorm.Plan, inputs: Tensor) -> None:
+    """Rescaling by ``plan`` changes weights, and not the function."""
+    before = copy.deepcopy(model)
+    result = enorm.balance_(model, plan)
+    assert result.energy_after < result.energy_before
+    torch.testing.assert_close(model(inputs), before(inputs), rtol=1e-10, atol=1e-12)
+
+
+def test_a_registered_module_is_passed_and_left_alone() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), Blur(), nn.Conv1d(4, 2, 1)).double()
+    assert groups(enorm.trace(model)) == []
+    enorm.register_homogeneous(Blur, positions=1)
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["0"], ["2"], 4)]
+    kernel = model.get_parameter("1.kernel").clone()
+    kept(model, plan, torch.randn(5, 3, 7, dtype=torch.float64))
+    assert torch.equal(model.get_parameter("1.kernel"), kernel)
+    assert enorm.verify(model, model, torch.randn(5, 3, 7).double()).ok is None
+
+
+def test_a_registered_module_mixes_no_units() -> None:
+    enorm.register_homogeneous(Blur, positions=1)
+    model = nn.Sequential(nn.Linear(3, 4), Blur(), nn.Linear(3, 2))
+    assert reasons(enorm.trace(model)) == ["pools over hidden units"]
+
+
+def test_a_registered_function_is_passed() -> None:
+    model = Calls().double()
+    assert groups(enorm.trace(model)) == []
+    assert enorm.register_homogeneous(halves) is halves
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["a"], ["b"], 4)]
+    kept(model, plan, torch.randn(5, 3, dtype=torch.float64))
+
+
+def test_what_cannot_be_registered() -> None:
+    with pytest.raises(TypeError, match="pass the class of a module, not the module"):
+        enorm.register_homogeneous(3)
+    with pytest.raises(TypeError, match=r"a subclass of nn.Module or a function"):
+        enorm.register_homogeneous(int)
+    with pytest.raises(ValueError, match="positions must be a whole number of at least 0, got -1"):
+        enorm.register_homogeneous(halves, positions=-1)
+
+
+def test_untraceable_code_names_its_line_and_the_escape() -> None:
+    with pytest.raises(enorm.UnsupportedModel) as caught:
+        enorm.trace(Branching())
+    line = Branching.forward.__code__.co_firstlineno + 4
+    assert f"{__file__}:{line}" in str(caught.value)
+    assert "enorm.plan_from_layers(model, [names of layers])" in str(caught.value)
+
+
+def test_named_layers() -> None:
+    """Blocks, transposed weights and both rules for BatchNorm."""
+    model = Branching().double().eval()
+    plan = enorm.plan_from_layers(model, ["conv", "bn", "up", "fc", "last"])
+    assert groups(plan) == [(["bn"], ["up"], 4), (["up"], ["fc"], 6), (["fc"], ["last"], 5)]
+    assert [layer.depth for layer in plan.layers] == [1, 1, 2, 3, 4]
+    assert plan.groups[1].consumers[0].block == 25
+    ignoring = [(["conv"], ["up"], 4), (["up"], ["fc"], 6), (["fc"], ["last"], 5)]
+    assert groups(plan.under("ignore")) == ignoring
+    kept(model, plan, torch.randn(5, 3, 6, 6, dtype=torch.float64))
+
+
+def test_named_layers_equal_traced_ones() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    traced, named = enorm.trace(model), enorm.plan_from_layers(model, ["0", "3"])
+    assert (traced.groups, traced.layers) == (named.groups, named.layers)
+
+
+def test_chains_end_together() -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(5)))
+    plan = enorm.plan_from_layers(model, ["0", "1", "2"], ["3", "4"])
+    assert [layer.depth for layer in plan.layers] == [1, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("chain", "words"),
+    [
+        (["conv", "nothing"], "'nothing', which is no module"),
+        (["conv", "conv"], "'conv' is named twice"),
+        (["conv", "last"], "'last' reads 5 values, no multiple of the 4 units that 'conv' makes"),
+        (["conv", ""], "'' is a Branching: name Linear, convolutions"),
+    ],
+)
+def test_chains_that_cannot_be(chain: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        enorm.plan_from_layers(Branching(), chain)
+
+
+def test_a_chain_is_no_string() -> None:
+    with pytest.raises(TypeError, match="a list of module names, got the string 'conv'"):
+        enorm.plan_from_layers(Branching(), "conv")
+
+
+def test_tied_layers_are_refused() -> None:
+    model = Branching()
+    model.other.weight = model.last.weight
+    with pytest.raises(ValueError, match="'last' cannot be rescaled: its parameters share memory"):
+        enorm.plan_from_layers(model, ["fc", "last"])
