@@ -16,6 +16,7 @@ Data flows one way: model → plan (:func:`trace`) → scales → weights.
 from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
 from enorm._descent import Progress
+from enorm._followers import register_state_rule
 from enorm._graph import UnsupportedModel
 from enorm._homogeneous import register_homogeneous
 from enorm._manual import plan_from_layers
@@ -45,6 +46,7 @@ __all__ = [
     "plan_from_layers",
     "reference",
     "register_homogeneous",
+    "register_state_rule",
     "residual",
     "trace",
     "verify",

@@ -5,34 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, optim
-from torch.optim import Optimizer
+from torch import Tensor
 
+from enorm._followers import Followers
 from enorm._layout import along_columns, along_rows, canonical
 from enorm._plan import Layer, Plan
-
-_MOMENTS = {"exp_avg": -1, "exp_avg_sq": -2}
-
-# With W' = d W the gradient with respect to W' is 1/d of that with respect to W. Powers of d by
-# optimiser and buffer: −1 where it is linear in gradients, −2 where quadratic; what does not stand
-# here, such as RMSprop's momentum of normalised gradients, does not depend on d.
-_STATE_POWERS: dict[type[Optimizer], dict[str, int]] = {
-    optim.SGD: {"momentum_buffer": -1},
-    optim.Adam: {**_MOMENTS, "max_exp_avg_sq": -2},
-    optim.AdamW: {**_MOMENTS, "max_exp_avg_sq": -2},
-    optim.NAdam: _MOMENTS,
-    optim.RAdam: _MOMENTS,
-    optim.Adamax: {"exp_avg": -1, "exp_inf": -1},
-    optim.RMSprop: {"square_avg": -2, "grad_avg": -1},
-    optim.Rprop: {"prev": -1},
-    optim.Adagrad: {"sum": -2},
-    optim.Adadelta: {"square_avg": -2},
-}
-if hasattr(optim, "Muon"):  # torch 2.9 brought it
-    _STATE_POWERS[optim.Muon] = {"momentum_buffer": -1}
 
 # Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
 _NARROW = 24.0
@@ -85,27 +64,12 @@ class Target:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raise TypeError unless the state of ``optimizer`` is known to go with the scales."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-            + ("; a plan is given as plan=..." if isinstance(optimizer, Plan) else "")
-        )
-    if type(optimizer) not in _STATE_POWERS:
-        known = ", ".join(kind.__name__ for kind in _STATE_POWERS)
-        raise TypeError(
-            f"optimizer is {type(optimizer).__name__}, whose state enorm cannot carry along: "
-            f"use {known}, or pass no optimizer if none has run yet"
-        )
-
-
 @torch.no_grad()
 def write_(
     targets: Sequence[Target],
     tensors: Mapping[str, Tensor],
     z: Sequence[Tensor],
-    optimizer: Optimizer | None = None,
+    followers: Followers | None = None,
     *,
     moderate: bool = False,
     inverse: Collection[str] = (),
@@ -116,22 +80,23 @@ def write_(
         targets: from :func:`targets_of`.
         tensors: the parameters by name.
         z: ``log2 d`` per group, shape ``(size,)`` float64.
-        optimizer: its state goes with ``d`` to the power that keeps it equal to the state that
-            the same steps would have left on the rescaled network.
+        followers: what goes along with ``d`` to a power of its own.
         moderate: whether no weight is above 2^100, so that one factor alone cannot take it out
             of float32's range before the other brings it back. Entries below 2^-102 may then lose
             digits: at most 2^-125 each.
         inverse: parameters whose optimiser state goes with ``d`` to the opposite power.
     """
+    # All of it is looked up first: what is unknown is found before anything has changed.
+    everything = [
+        [(tensors[target.name], 1), *_following(target, tensors, followers, inverse)]
+        for target in targets
+    ]
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
     factors = _Factors(z)
     widest = factors.exponents.abs().amax().item() if moderate and on_cpu else math.inf
-    for target in targets:
-        parameter = tensors[target.name]
-        sign = -1 if target.name in inverse else 1
-        state = [(buffer, sign * power) for buffer, power in _state(parameter, optimizer)]
-        for tensor, power in [(parameter, 1), *state]:
+    for target, tensors_and_powers in zip(targets, everything, strict=True):
+        for tensor, power in tensors_and_powers:
             narrow = abs(power) * widest <= _NARROW
             if narrow and tensor.dtype in (torch.float32, torch.float64):
                 _scale_narrow_(tensor, target, factors, power)
@@ -155,12 +120,24 @@ class _Factors:
 
 
 def touched_tensors(
-    targets: Sequence[Target], tensors: Mapping[str, Tensor], optimizer: Optimizer | None
+    targets: Sequence[Target], tensors: Mapping[str, Tensor], followers: Followers
 ) -> Iterator[Tensor]:
-    """The parameters and buffers that :func:`write_` changes."""
+    """The parameters and what follows them: all that :func:`write_` changes."""
     for target in targets:
         yield tensors[target.name]
-        yield from (buffer for buffer, _ in _state(tensors[target.name], optimizer))
+        yield from (tensor for tensor, _ in _following(target, tensors, followers, ()))
+
+
+def _following(
+    target: Target,
+    tensors: Mapping[str, Tensor],
+    followers: Followers | None,
+    inverse: Collection[str],
+) -> Iterator[tuple[Tensor, int]]:
+    if followers is not None:
+        for tensor, power in followers.of(target.name, tensors[target.name]):
+            # Only state and gradients have negative powers; copies are parameters themselves.
+            yield tensor, -power if target.name in inverse and power < 0 else power
 
 
 def targets_of(plan: Plan) -> list[Target]:
@@ -198,14 +175,6 @@ def _filled(columns: Sequence[tuple[int, Columns]], inputs: int) -> tuple[Column
     if found and end < inputs:
         found.append(Columns(None, inputs - end))
     return tuple(found)
-
-
-def _state(parameter: Tensor, optimizer: Optimizer | None) -> Iterator[tuple[Tensor, int]]:
-    if optimizer is not None and parameter in optimizer.state:
-        for key, power in _STATE_POWERS[type(optimizer)].items():
-            # SGD without momentum keeps None, and what an option switches off is not there.
-            if (buffer := optimizer.state[parameter].get(key)) is not None:
-                yield buffer, power
 
 
 def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int) -> None:

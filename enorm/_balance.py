@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from enorm._apply import check_optimizer, targets_of, touched_tensors, write_
+from enorm._apply import targets_of, touched_tensors, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
+from enorm._followers import Copy, Followers
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._solve import build_problem
 from enorm._trace import trace
@@ -56,14 +57,15 @@ def balance_(
     batchnorm: BatchNormRule = "affine",
     power_of_two: bool = False,
     optimizer: Optimizer | None = None,
+    copies: Sequence[Copy] = (),
     callback: Callback | None = None,
 ) -> BalanceResult:
     """Rescale ``model`` in place to the minimum of its energy, without changing its function.
 
     Minimises ``E = Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over positive scales, one per hidden unit, by
     cycles of exact minimisations over one group (Stock et al. 2019, Algorithm 1). Cycles work in
-    float64 on scale vectors; each weight is touched once, at the end. Gradients that are there
-    already stay as they are: call it before ``backward`` or after ``optimizer.step()``.
+    float64 on scale vectors; each weight is touched once, at the end. A ``.grad`` that is there
+    already becomes that of the rescaled weight.
 
     Args:
         model: float64, float32, bfloat16 or float16 parameters.
@@ -82,7 +84,10 @@ def balance_(
         power_of_two: use scales 2^n only, so that outputs stay equal bit for bit (barring
             overflow and underflow); always unrelaxed.
         optimizer: its state goes along; SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop,
-            Adagrad, Adadelta or Muon of ``torch.optim``.
+            Adagrad, Adadelta or Muon of ``torch.optim``, or one with a rule of its own
+            (:func:`register_state_rule`).
+        copies: models, or tensors by name, that average this one's parameters, such as an EMA or
+            an ``AveragedModel``; they are rescaled alike.
         callback: called with a :class:`Progress` after every cycle, before any weight has changed;
             what it raises ends the call and leaves the model unchanged. ``cycle`` starts from 1
             again if the masses turn out to need a wider representation.
@@ -91,7 +96,7 @@ def balance_(
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
             model, or a parameter is not finite or would not be in its dtype. The model is
             unchanged.
-        TypeError: the optimizer's state is of an unknown kind.
+        TypeError: the optimizer's state is of an unknown kind; the model is unchanged.
         UnsupportedModel: the model cannot be traced.
     """
     check_exponents(p, c)
@@ -102,8 +107,7 @@ def balance_(
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     check_count("max_cycles", max_cycles)
-    if optimizer is not None:
-        check_optimizer(optimizer)
+    followers = Followers(optimizer, copies, gradients=True)
     plan = (trace(model) if plan is None else plan).under(batchnorm)
     tensors = tensors_of(model, plan)
     plan.require_groups()
@@ -122,10 +126,10 @@ def balance_(
             callback=callback,
         )
     targets = targets_of(plan)
-    touched = touched_tensors(targets, tensors, optimizer)
+    touched = touched_tensors(targets, tensors, followers)
     backup = [(tensor, tensor.detach().clone()) for tensor in touched]
     try:
-        write_(targets, tensors, scales.scales(), optimizer)
+        write_(targets, tensors, scales.scales(), followers)
         energy_after = _energy(plan, tensors, p, c)
         for name in plan.parameter_names():
             if not tensors[name].isfinite().all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from enorm._apply import check_optimizer, targets_of, write_
+from enorm._apply import targets_of, write_
 from enorm._balance import check_count, check_exponents
 from enorm._cycle import PlainCycles
+from enorm._followers import Copy, Followers
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._precondition import BiasPreconditioner
@@ -33,7 +35,8 @@ class ENorm:
     Args:
         model: the network.
         optimizer: SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop, Adagrad, Adadelta or Muon
-            of ``torch.optim``. State linear in gradients goes with ``1/d``, quadratic with
+            of ``torch.optim``, or one with a rule of its own (:func:`register_state_rule`). State
+            linear in gradients goes with ``1/d``, quadratic with
             ``1/d²``: it becomes the state that the same gradients leave on the rescaled network
             (exactly so for eps = 0 and no coupled weight decay). None carries no state.
         plan: from :func:`enorm.trace` on this model; None traces.
@@ -48,6 +51,8 @@ class ENorm:
             original scale, which diverges in deep networks with c > 1. With True, ``a²``
             multiplies its gradient while the optimizer steps, and its momentum goes with ``d``.
             For ``torch.optim.SGD`` without closures.
+        copies: models, or tensors by name, that average this one's parameters, such as an EMA or
+            an ``AveragedModel``; they are rescaled alike at every step.
 
     Attributes:
         plan: the plan under the BatchNorm rule in use.
@@ -77,14 +82,14 @@ class ENorm:
         order: Order = "cyclic",
         batchnorm: BatchNormRule = "affine",
         precondition_bias: bool = False,
+        copies: Sequence[Copy] = (),
     ) -> None:
         check_exponents(p, c)
         for name, value in (("cycles", cycles), ("every", every)):
             check_count(name, value)
         if order not in ("cyclic", "jacobi"):
             raise ValueError(f"order must be 'cyclic' or 'jacobi', got {order!r}")
-        if optimizer is not None:
-            check_optimizer(optimizer)
+        self._followers = Followers(optimizer, copies)
         self.plan = (trace(model) if plan is None else plan).under(batchnorm)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
@@ -144,7 +149,7 @@ class ENorm:
             self._targets,
             self._tensors,
             z,
-            self._optimizer,
+            self._followers,
             # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
             moderate=self._precision is None and self._widest <= 4 and self._problem.p >= 1,
             inverse=() if preconditioner is None else preconditioner.names,
@@ -183,14 +188,16 @@ class ENorm:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs.
 
-        Calls so far, units left alone, which parameters are scaled, and with
-        ``precondition_bias`` the product of each unit's scales, as ``log2 a`` per group.
+        Calls so far, units left alone, which parameters are scaled, a fingerprint of the model's
+        structure, and with ``precondition_bias`` the product of each unit's scales, as ``log2 a``
+        per group.
         """
         return {
             "calls": self._calls,
             "nonfinite": int(self.nonfinite),
             "precision": self._precision,
             "parameters": list(self.plan.parameter_names()),
+            "fingerprint": self.plan.fingerprint,
             "log2_a": self._log2_a(),
         }
 
@@ -204,6 +211,8 @@ class ENorm:
             raise ValueError(f"this is no state of an ENorm: its keys are {list(state)}")
         if state["parameters"] != list(self.plan.parameter_names()):
             raise ValueError("state belongs to an ENorm that scales other parameters")
+        if state["fingerprint"] != self.plan.fingerprint:
+            raise ValueError("state belongs to an ENorm of another model: its modules differ")
         if (state["log2_a"] is None) != (self._preconditioner is None):
             raise ValueError(
                 "state belongs to an ENorm with precondition_bias="

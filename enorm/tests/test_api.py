@@ -352,6 +352,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "max_cycles": 1000,
         "power_of_two": False,
         "optimizer": None,
+        "copies": (),
         "callback": None,
     }
     assert defaults(enorm.ENorm) == {
@@ -362,6 +363,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "every": 1,
         "order": "cyclic",
         "precondition_bias": False,
+        "copies": (),
     }
     assert defaults(enorm.trace) == {"example_inputs": None, "strict": False, "exclude": ()}
     assert defaults(enorm.verify) == {"rewrites": 1, "training": False}

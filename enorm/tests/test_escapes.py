@@ -25,7 +25,8 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As described."""
         blurred: Tensor = F.conv1d(x.flatten(0, 1)[:, None], self.kernel)
-        return blurred.unflatten(0, x.shape[:2])[:, :, 0]
+        apart: Tensor = blurred.unflatten(0, x.shape[:2])[:, :, 0]
+        return apart
 
 
 def halves(x: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "bias scaled inversely",
         "_apply.py",
-        "in [(parameter, 1), *state]",
-        'in [(parameter, -1 if target.name.endswith("bias") else 1), *state]',
+        "[(tensors[target.name], 1), *",
+        '[(tensors[target.name], -1 if target.name.endswith("bias") else 1), *',
         _FUNCTION,
     ),
     Mutant(
@@ -172,21 +172,21 @@ MUTANTS = (
     ),
     Mutant(
         "momentum untouched",
-        "_apply.py",
+        "_followers.py",
         'optim.SGD: {"momentum_buffer": -1}',
         "optim.SGD: {}",
         _MOMENTUM,
     ),
     Mutant(
         "momentum scaled like the weight",
-        "_apply.py",
+        "_followers.py",
         'optim.SGD: {"momentum_buffer": -1}',
         'optim.SGD: {"momentum_buffer": 1}',
         _MOMENTUM,
     ),
     Mutant(
         "second moments scaled like first ones",
-        "_apply.py",
+        "_followers.py",
         '"exp_avg_sq": -2}',
         '"exp_avg_sq": -1}',
         _MOMENTUM,
@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant(
         "in place on a copy",
         "_apply.py",
-        "parameter = tensors[target.name]",
-        "parameter = tensors[target.name].detach().clone()",
+        "[(tensors[target.name], 1), *",
+        "[(tensors[target.name].detach().clone(), 1), *",
         _MINIMUM,
     ),
     Mutant(
@@ -244,8 +244,8 @@ MUTANTS = (
     Mutant(
         "BatchNorm looked through where the function is to be kept",
         "_walk.py",
-        'if self.batchnorm == "ignore":',
-        "if True:",
+        'if self.batchnorm == "ignore" and',
+        "if True and",
         _FUNCTION,
     ),
     Mutant(
@@ -268,8 +268,8 @@ MUTANTS = (
     Mutant(
         "BatchNorm ends a group under the published rule too",
         "_walk.py",
-        'if self.batchnorm == "ignore":',
-        "if False:",
+        'if self.batchnorm == "ignore" and',
+        "if False and",
         _IGNORE,
     ),
     Mutant(

@@ -1,0 +1,143 @@
+"""What goes along when a parameter is rescaled: optimiser state, gradients, averaged copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+from enorm._plan import Plan
+
+Copy = nn.Module | Mapping[str, Tensor]
+
+_MOMENTS = {"exp_avg": -1, "exp_avg_sq": -2}
+
+# With W' = d W the gradient with respect to W' is 1/d of that with respect to W. Powers of d by
+# optimiser and buffer: −1 where it is linear in gradients, −2 where quadratic, 0 where it does not
+# depend on d, as RMSprop's momentum of normalised gradients.
+_STATE_POWERS: dict[type[Optimizer], Mapping[str, int]] = {
+    optim.SGD: {"momentum_buffer": -1},
+    optim.Adam: {**_MOMENTS, "max_exp_avg_sq": -2},
+    optim.AdamW: {**_MOMENTS, "max_exp_avg_sq": -2},
+    optim.NAdam: _MOMENTS,
+    optim.RAdam: _MOMENTS,
+    optim.Adamax: {"exp_avg": -1, "exp_inf": -1},
+    optim.RMSprop: {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
+    optim.Rprop: {"prev": -1, "step_size": 0},
+    optim.Adagrad: {"sum": -2},
+    optim.Adadelta: {"square_avg": -2, "acc_delta": 0},
+}
+if hasattr(optim, "Muon"):  # torch 2.9 brought it
+    _STATE_POWERS[optim.Muon] = {"momentum_buffer": -1}
+
+
+def register_state_rule(kind: type[Optimizer], powers: Mapping[str, int]) -> None:
+    """Say how the state of an optimizer goes with the scales.
+
+    A parameter that is multiplied by ``d`` has gradients multiplied by ``1/d`` from then on. Its
+    buffers are multiplied by ``d`` to the power given here, so that they become what the same
+    gradients would have left on the rescaled network: −1 for what is linear in gradients, −2 for
+    what is quadratic, 0 for what is of degree 0, 1 for what averages parameters. Lion, for
+    instance: ``{"exp_avg": -1}``.
+
+    Args:
+        kind: the class; its subclasses need rules of their own.
+        powers: by the buffer's key in ``optimizer.state[parameter]``, for all buffers of the
+            parameter's shape.
+
+    Raises:
+        TypeError: ``kind`` is no class of optimizers, or a power is no whole number.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise TypeError(f"kind must be a subclass of torch.optim.Optimizer, got {kind!r}")
+    for key, power in powers.items():
+        if not isinstance(power, int):
+            raise TypeError(f"power of {key!r} must be a whole number, got {power!r}")
+    _STATE_POWERS[kind] = dict(powers)
+
+
+class Followers:
+    """Tensors that go with a parameter, each with its power of ``d``.
+
+    Args:
+        optimizer: its state; None for none.
+        copies: models, or tensors by name, that hold an average of the parameters, such as an EMA
+            or an ``AveragedModel``: they are rescaled as the parameters are.
+        gradients: whether ``.grad`` goes along, as that of the rescaled parameter.
+
+    Raises:
+        TypeError: the optimizer's state is of an unknown kind, or a copy is something else.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        copies: Sequence[Copy] = (),
+        *,
+        gradients: bool = False,
+    ) -> None:
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+        if isinstance(copies, (nn.Module, Mapping)):
+            raise TypeError("copies must be a list of models, got one: write copies=[...]")
+        self._optimizer = optimizer
+        self._copies = [_tensors_of(copy) for copy in copies]
+        self._gradients = gradients
+
+    def of(self, name: str, parameter: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """What follows this parameter; absent buffers are left out.
+
+        Raises:
+            TypeError: a buffer for which there is no rule.
+            ValueError: a copy that lacks the parameter, or is the model itself.
+        """
+        if self._optimizer is not None and parameter in self._optimizer.state:
+            powers = _STATE_POWERS[type(self._optimizer)]
+            for key, buffer in self._optimizer.state[parameter].items():
+                if key in powers:
+                    # SGD without momentum keeps None.
+                    if buffer is not None and powers[key]:
+                        yield buffer, powers[key]
+                elif isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
+                    kind = type(self._optimizer).__name__
+                    raise TypeError(
+                        f"state {key!r} of {kind} for parameter {name!r} is unknown to enorm: say "
+                        f"how it goes with the scales by enorm.register_state_rule({kind}, ...)"
+                    )
+        if self._gradients and parameter.grad is not None:
+            yield parameter.grad, -1
+        for copy in self._copies:
+            found = copy.get(name)
+            # AveragedModel, among others, puts the model one level down.
+            found = copy.get(f"module.{name}") if found is None else found
+            if found is None or found.shape != parameter.shape:
+                raise ValueError(f"a copy has no parameter {name!r} of the model's shape")
+            if found.data_ptr() == parameter.data_ptr():
+                raise ValueError(f"a copy shares the memory of parameter {name!r}: it is no copy")
+            yield found, 1
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            + ("; a plan is given as plan=..." if isinstance(optimizer, Plan) else "")
+        )
+    if type(optimizer) not in _STATE_POWERS:
+        known = ", ".join(kind.__name__ for kind in _STATE_POWERS)
+        name = type(optimizer).__name__
+        raise TypeError(
+            f"optimizer is {name}, whose state enorm cannot carry along: use {known}, say how it "
+            f"goes by enorm.register_state_rule({name}, ...), or pass no optimizer if none has run "
+            "yet"
+        )
+
+
+def _tensors_of(copy: Any) -> Mapping[str, Tensor]:
+    if isinstance(copy, nn.Module):
+        return dict(copy.named_parameters(remove_duplicate=False))
+    if isinstance(copy, Mapping) and all(isinstance(one, Tensor) for one in copy.values()):
+        return copy
+    raise TypeError(f"a copy must be a model or tensors by name, got {type(copy).__name__}")

@@ -1,0 +1,168 @@
+"""Training loops as people have them: what torch offers beside a plain step."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import enorm
+from enorm.tests.test_followers import INPUTS, backward, network, tensors
+
+
+def losses(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=0)
+
+
+def by_hand(kind: Any, **options: Any) -> nn.Module:
+    """Three steps, each followed by a cycle."""
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.01, **options)
+    stepper = enorm.ENorm(model, optimizer, c=1.2)
+    for _ in range(3):
+        losses(model, optimizer, 1)
+        stepper.step()
+    return model
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"foreach": False}])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_ways_to_step(kind: type[torch.optim.Optimizer], options: dict[str, bool]) -> None:
+    """However torch carries its step out, cycles see the same state."""
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {"amsgrad": True}
+    torch.testing.assert_close(
+        by_hand(kind, **momentum, **options).get_parameter("0.weight"),
+        by_hand(kind, **momentum).get_parameter("0.weight"),
+        rtol=1e-9,
+        atol=0,
+    )
+
+
+def test_schedulers_and_closures() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    enorm.ENorm(model, optimizer, c=1.2).attach()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        backward(model)
+        return torch.zeros(())
+
+    for _ in range(3):
+        optimizer.step(closure)
+        schedule.step()
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+
+
+def test_parameter_groups() -> None:
+    model = network()
+    groups = [{"params": [one], "weight_decay": 0.0} for one in model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    enorm.ENorm(model, optimizer, c=1.2).attach()
+    losses(model, optimizer)
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+
+
+def test_gradient_accumulation() -> None:
+    """Half a gradient twice is the gradient, with a cycle after the one step."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+    stepper = enorm.ENorm(model, optimizer, c=1.2)
+    stepper.attach()
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward(model)
+        backward(model)
+        optimizer.step()
+    assert stepper.state_dict()["calls"] == 3
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+
+
+def test_a_step_that_a_scaler_skips_is_no_step() -> None:
+    model = network().float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stepper = enorm.ENorm(model, optimizer)
+    stepper.attach()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    inputs = INPUTS.float()
+    for factor, calls in ((1.0, 1), (torch.inf, 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale(factor * model(inputs).sum()).backward()
+        before = tensors(model)
+        scaler.step(optimizer)
+        scaler.update()
+        assert stepper.state_dict()["calls"] == calls
+        if factor == torch.inf:
+            assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_autocast() -> None:
+    """Mixed precision: the weights that are rescaled are the float32 ones."""
+    model = network().float()
+    before = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    enorm.ENorm(model, optimizer).attach()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(INPUTS.float()).sum()
+    loss.backward()
+    optimizer.step()
+    assert enorm.verify(before, model, INPUTS.float()).ok
+
+
+def test_a_compiled_model_trains_on() -> None:
+    """Cycles change weights in place, which a compiled model reads anew."""
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    enorm.ENorm(model, optimizer, c=1.2).attach()
+    losses(compiled, optimizer)  # type: ignore[arg-type]
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+
+
+def test_a_compiled_optimizer_step() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    stepper = enorm.ENorm(model, optimizer, c=1.2)
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward(model)
+        step()
+        stepper.step()
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+
+
+def test_a_deep_copy_goes_its_own_way() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    stepper = enorm.ENorm(model, optimizer, c=1.2)
+    losses(model, optimizer, 1)
+    stepper.step()
+    its_model, its_optimizer, its_stepper = copy.deepcopy((model, optimizer, stepper))
+    for _ in range(2):
+        losses(its_model, its_optimizer, 1)
+        its_stepper.step()
+    before = tensors(model)
+    assert_equal(its_model, by_hand(torch.optim.SGD, momentum=0.9))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    state = enorm.ENorm(network()).state_dict()
+    other = network()
+    other[1] = nn.LeakyReLU(0.1)
+    with pytest.raises(ValueError, match="state belongs to an ENorm of another model"):
+        enorm.ENorm(other).load_state_dict(state)
+    enorm.ENorm(network()).load_state_dict(state)
