@@ -12,6 +12,7 @@ from torch import Tensor
 from enorm._followers import Followers
 from enorm._layout import along_columns, along_rows, canonical
 from enorm._plan import Layer, Plan
+from enorm._sharded import local, rows_of
 
 # Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
 _NARROW = 24.0
@@ -177,11 +178,17 @@ def _filled(columns: Sequence[tuple[int, Columns]], inputs: int) -> tuple[Column
     return tuple(found)
 
 
+def _own(vector: Tensor, tensor: Tensor) -> Tensor:
+    """Entries of the rows of ``tensor`` that this process holds."""
+    rows = rows_of(tensor)
+    return vector if rows is None else rows.own(vector)
+
+
 def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int) -> None:
     """One factor after the other, in the tensor's own dtype."""
-    view = target.view(tensor)
+    view = target.view(local(tensor))
     if target.rows is not None:
-        factor = factors(power, tensor.dtype)[target.rows]
+        factor = _own(factors(power, tensor.dtype)[target.rows], tensor)
         view.mul_(along_rows(factor, view, target.groups))
     if target.columns:
         factor = target.column_vector(factors(-power, tensor.dtype), 1.0)
@@ -190,10 +197,11 @@ def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int
 
 def _scale_wide_(tensor: Tensor, target: Target, z: Sequence[Tensor], power: int) -> None:
     """The same in float64, and rounded once: for half precision and for extreme scales."""
-    view = target.view(tensor)
+    view = target.view(local(tensor))
     total: Tensor | float = 0.0
     if target.rows is not None:
-        total = total + along_rows(z[target.rows] * power, view, target.groups)
+        rows = _own(z[target.rows], tensor)
+        total = total + along_rows(rows * power, view, target.groups)
     if target.columns:
         total = total + along_columns(target.column_vector(z, 0.0) * -power, view, target.groups)
     assert isinstance(total, Tensor)

@@ -16,6 +16,7 @@ from enorm._apply import targets_of, touched_tensors, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._followers import Copy, Followers
 from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._sharded import all_finite, check_sharding, is_sharded, local, rows_of
 from enorm._solve import build_problem
 from enorm._trace import trace
 
@@ -111,6 +112,9 @@ def balance_(
     plan = (trace(model) if plan is None else plan).under(batchnorm)
     tensors = tensors_of(model, plan)
     plan.require_groups()
+    check_sharding(plan, tensors)
+    if solver == "newton" and any(is_sharded(one) for one in tensors.values()):
+        raise ValueError("Newton's steps need whole weights: use another solver for sharded ones")
     _check_finite(plan, tensors)
 
     energy_before = _energy(plan, tensors, p, c)
@@ -132,7 +136,7 @@ def balance_(
         write_(targets, tensors, scales.scales(), followers)
         energy_after = _energy(plan, tensors, p, c)
         for name in plan.parameter_names():
-            if not tensors[name].isfinite().all():
+            if not all_finite(tensors[name]):
                 kind = str(tensors[name].dtype).removeprefix("torch.")
                 raise ValueError(
                     f"parameter {name!r} would leave the range of {kind}: nothing was rescaled; "
@@ -209,16 +213,20 @@ def _resolve(
 def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: float) -> float:
     total = 0.0
     for layer in plan.layers:
-        powers = tensors[layer.weight].detach().abs().double().pow_(p)
+        weight = tensors[layer.weight].detach()
+        powers = local(weight).abs().double().pow_(p).sum()
+        rows = rows_of(weight)
+        if rows is not None and rows.group is not None:
+            powers = rows.added(powers)
         # A logarithm can hold what c^(p (q − k)) and the sum cannot each hold alone.
-        exponent = powers.sum().log2_() + p * (plan.depth - layer.depth) * math.log2(c)
+        exponent = powers.log2() + p * (plan.depth - layer.depth) * math.log2(c)
         total += exponent.exp2_().item()
     return total
 
 
 def _check_finite(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     for name in plan.parameter_names():
-        if not torch.isfinite(tensors[name]).all():
+        if not all_finite(tensors[name]):
             raise ValueError(f"parameter {name!r} has non-finite entries: nothing was rescaled")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enorm._masses import Masses, Precision, Workspace, range_margin
+from enorm._sharded import local, rows_of
 from enorm._solve import Order, Problem
 
 # Coefficients of one group that are further apart, in powers of two, leave too little range.
@@ -48,7 +49,9 @@ class PlainCycles:
         self._workspace = Workspace()
         self._masses: dict[int, Masses] = {}
         self._early: dict[int, Tensor] = {}
-        self._biases = [tensors[name].detach() for names in problem.biases for name in names]
+        biases = [tensors[name] for names in problem.biases for name in names]
+        self._biases = [local(bias).detach() for bias in biases]
+        self._spread = rows_of(biases[0]) if biases else None
         # Only ratios matter within a group: its first producer counts once.
         self._coefficients = [
             {
@@ -142,12 +145,18 @@ class PlainCycles:
         if not (low > info.smallest_normal * margin * reach and high < info.max / margin):
             return None
         if self._biases:
-            largest = torch.cat(self._biases).abs().amax().item()
+            largest = self._largest_bias()
             limit = min(torch.finfo(bias.dtype).max for bias in self._biases) / 2
             if not largest * max(1.0, most ** (1 / self._problem.p)) <= limit:
                 return None
         z = together.double().log2_().div_(self._problem.p)
         return list(z.split([len(scale) for scale in scales]))
+
+    def _largest_bias(self) -> float:
+        largest = torch.cat([bias.abs() for bias in self._biases] or [torch.zeros(1)]).amax()
+        if self._spread is not None and self._spread.group is not None:
+            largest = self._spread.largest(largest)
+        return largest.item()
 
 
 def _at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from enorm._plan import Plan
+from enorm._sharded import local
 
 Copy = nn.Module | Mapping[str, Tensor]
 
@@ -114,7 +115,7 @@ class Followers:
             found = copy.get(f"module.{name}") if found is None else found
             if found is None or found.shape != parameter.shape:
                 raise ValueError(f"a copy has no parameter {name!r} of the model's shape")
-            if found.data_ptr() == parameter.data_ptr():
+            if local(found).data_ptr() == local(parameter).data_ptr():
                 raise ValueError(f"a copy shares the memory of parameter {name!r}: it is no copy")
             yield found, 1
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._homogeneous import registered_functions, registered_modules
+from enorm._sharded import why_not
 
 
 class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
@@ -77,6 +78,8 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
+    if (reason := why_not(model)) is not None:
+        raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
     try:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from enorm._layout import dense
+from enorm._sharded import Rows
 
 Precision = Literal["float32", "float64", "log"]
 
@@ -54,6 +55,8 @@ class Masses:
         block: consecutive columns per unit of the dividing group.
         grouped: whether the first axis is one of groups, each with its own rows and columns.
         hollow: leave out the diagonal, which has one scale on both sides.
+        spread: how the rows are spread over processes, of which ``weight`` are this one's; None
+            if it is whole.
         precision: the representation.
         workspace: where the powers of the entries are kept; None allocates.
 
@@ -72,11 +75,13 @@ class Masses:
         block: int = 1,
         grouped: bool = False,
         hollow: bool = False,
+        spread: Rows | None = None,
         precision: Precision,
         workspace: Workspace | None = None,
     ) -> None:
         self.p = p
         self._has_rows = rows
+        self._spread = spread if spread is not None and len(spread.sizes) > 1 else None
         self.log = precision == "log"
         self.dtype = torch.float32 if precision == "float32" else torch.float64
         # At most 2^±149 per weight and as much per scale: squares stay within 2^±900 of float64.
@@ -98,7 +103,8 @@ class Masses:
             self._matrix = powers.squeeze(-1) if powers.shape[-1] == 1 else self._inner(powers)
             if hollow:
                 zero = -math.inf if self.log else 0.0
-                self._matrix.diagonal(dim1=-2, dim2=-1).fill_(zero)
+                first = 0 if self._spread is None else self._spread.start
+                self._matrix.diagonal(first, dim1=-2, dim2=-1).fill_(zero)
         elif rows:
             self._sums = self._sums_along(by_unit.flatten(-2), (-1,)).flatten()
         else:
@@ -150,30 +156,58 @@ class Masses:
     def row_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
-            return self._sums
-        return self._total(self._matrix, factors)
+            return self._gathered(self._sums)
+        return self._gathered(self._total(self._matrix, factors))
 
     def column_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_i M[i, j] f_i``, shape ``(units,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
-            return self._sums
-        return self._total(self._matrix.mT, factors)
+            return self._added(self._sums)
+        own = factors if factors is None else self._own(factors)
+        return self._added(self._total(self._matrix.mT, own))
 
     def rows(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:
-            return self._log2(self._sums)
+            return self._log2(self._gathered(self._sums))
         if z is None:
-            return self._log2(self._sum(self._matrix, -1).flatten())
-        return self._weighted(self._matrix, z * -self.p)
+            return self._log2(self._gathered(self._sum(self._matrix, -1).flatten()))
+        exponents = z * -self.p
+        if self.log:
+            return self._gathered(self._log_total(self._matrix, exponents))
+        shift, factors = self._factors(exponents)
+        return self._log2(self._gathered(self._total(self._matrix, factors))).add_(shift)
 
     def columns(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_i M[i, j] 2^(p z_i)``, shape ``(units,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:
-            return self._log2(self._sums)
+            return self._log2(self._added(self._sums))
         if z is None:
-            return self._log2(self._sum(self._matrix, -2).flatten())
-        return self._weighted(self._matrix.mT, z * self.p)
+            return self._log2(self._added(self._sum(self._matrix, -2).flatten()))
+        exponents = z * self.p
+        if self.log:
+            return self._added(self._log_total(self._matrix.mT, self._own(exponents)))
+        shift, factors = self._factors(exponents)
+        sums = self._added(self._total(self._matrix.mT, self._own(factors)))
+        return self._log2(sums).add_(shift)
+
+    def _own(self, vector: Tensor) -> Tensor:
+        """Entries of the rows at hand."""
+        return vector if self._spread is None else self._spread.own(vector)
+
+    def _gathered(self, of_rows: Tensor) -> Tensor:
+        """Of all rows."""
+        return of_rows if self._spread is None else self._spread.gathered(of_rows)
+
+    def _added(self, of_columns: Tensor) -> Tensor:
+        """Summed over all rows."""
+        if self._spread is None:
+            return of_columns
+        if not self.log:
+            return self._spread.added(of_columns)
+        top = self._spread.largest(of_columns)
+        shift = torch.where(top == -math.inf, 0.0, top)
+        return self._spread.added(torch.exp2(of_columns - shift)).log2_().add_(shift)
 
     def _total(self, matrix: Tensor, factors: Tensor | None) -> Tensor:
         """``Σ_j matrix[…, i, j] f_j``, factors counted through all groups."""
@@ -189,16 +223,19 @@ class Masses:
         self.seen.append(sums)
         return torch.log2(sums.double())
 
-    def _weighted(self, matrix: Tensor, exponents: Tensor) -> Tensor:
-        if self.log:
-            spread = exponents if matrix.dim() == 2 else exponents.view(len(matrix), 1, -1)
-            return _logsumexp2(matrix + spread, (-1,)).flatten()
-        # Taking out the largest exponent keeps the factors within (0, 1].
+    def _factors(self, exponents: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest exponent, and with it taken out factors within (0, 1]."""
         shift = exponents.amax()
         factors = torch.exp2(exponents - shift).to(self.dtype)
         # A factor that vanishes may belong to the largest mass of all.
         self.seen.append(factors)
-        return self._log2(self._total(matrix, factors)).add_(shift)
+        return shift, factors
+
+    @staticmethod
+    def _log_total(matrix: Tensor, exponents: Tensor) -> Tensor:
+        """``log2 Σ_j 2^(matrix[…, i, j] + e_j)``, exponents counted through all groups."""
+        spread = exponents if matrix.dim() == 2 else exponents.view(len(matrix), 1, -1)
+        return _logsumexp2(matrix + spread, (-1,)).flatten()
 
 
 def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm._graph import Recording, storage
+from enorm._sharded import class_of, local, own_hooks
 
 EXCLUDED = "excluded by the caller"
 
@@ -74,6 +75,7 @@ def _sharing(model: nn.Module) -> Iterator[str]:
     for name, tensor in tensors:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             continue
+        tensor = local(tensor)
         if tensor.numel() == 0:
             continue
         first = int(tensor.storage_offset())
@@ -100,13 +102,13 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules(remove_duplicate=False):
-        kind = type(module)
+        kind = class_of(module)
         functions = sorted(
             f"{key}={value.__module__}.{value.__qualname__}"
             for key, value in module.__dict__.items()
             if hasattr(value, "__qualname__")
         )
-        hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+        hooked = own_hooks(module)
         hooked |= "forward" in module.__dict__
         text = f"{name}|{kind.__module__}.{kind.__qualname__}|{module.extra_repr()}"
         digest.update(f"{text}|{functions}|{hooked}\n".encode())

@@ -20,6 +20,7 @@ from torch import Tensor
 from enorm._layout import canonical
 from enorm._masses import Masses, Precision, Workspace, lost_range
 from enorm._plan import Consumer, Layer, Plan
+from enorm._sharded import local, rows_of
 
 Order = Literal["cyclic", "jacobi"]
 
@@ -58,7 +59,8 @@ class Term:
         workspace: Workspace | None = None,
     ) -> Masses:
         """Masses of the weight as it is now."""
-        view = canonical(tensors[self.weight], self.layer)
+        weight = tensors[self.weight]
+        view = canonical(local(weight), self.layer)
         if self.length is not None:
             view = view.narrow(1, self.start, self.length)
         return Masses(
@@ -69,6 +71,7 @@ class Term:
             block=self.block,
             grouped=self.layer.groups > 1,
             hollow=self.is_coupled,
+            spread=rows_of(weight),
             precision=precision,
             workspace=workspace,
         )
@@ -323,9 +326,17 @@ def _cap(biases: Sequence[Tensor]) -> Tensor | None:
     if not biases:
         return None
     caps = [
-        math.log2(torch.finfo(bias.dtype).max) - 1 - bias.detach().double().abs().log2()
+        math.log2(torch.finfo(bias.dtype).max) - 1 - _whole(bias).detach().double().abs().log2()
         for bias in biases
     ]
     # A bias of zero, infinity or NaN caps nothing; none forces a scale below 1.
     unlimited = math.inf
     return torch.stack(caps).nan_to_num(unlimited, unlimited, unlimited).amin(0).clamp_(min=0)
+
+
+def _whole(vector: Tensor) -> Tensor:
+    """All of it, if processes hold parts."""
+    rows = rows_of(vector)
+    if rows is None or rows.group is None:
+        return local(vector)
+    return rows.gathered(local(vector).detach())

@@ -17,6 +17,7 @@ from enorm._followers import Copy, Followers
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._precondition import BiasPreconditioner
+from enorm._sharded import check_sharding, is_sharded
 from enorm._solve import Order, Scales, build_problem
 from enorm._trace import trace
 
@@ -93,6 +94,9 @@ class ENorm:
         self.plan = (trace(model) if plan is None else plan).under(batchnorm)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
+        check_sharding(self.plan, self._tensors)
+        if precondition_bias and any(is_sharded(one) for one in self._tensors.values()):
+            raise ValueError("precondition_bias needs whole parameters, and these are sharded")
         self._model = model
         self._places = [
             (*_split(name), self._tensors[name]) for name in self.plan.parameter_names()

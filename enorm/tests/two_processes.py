@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import enorm
@@ -37,7 +40,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: 
     """Steps on random images; ``seed`` says which."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        images = torch.randn(8, 3, 6, 6, generator=generator)
+        dtype = next(model.parameters()).dtype
+        images = torch.randn(8, 3, 6, 6, generator=generator, dtype=dtype)
         labels = torch.randint(4, (8,), generator=generator)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
@@ -66,7 +70,109 @@ def replicas(width: int, steps: int) -> None:
         assert equal_everywhere(momentum), f"momentum of {name} differs between processes"
 
 
-TASKS: dict[str, Callable[[int, int], None]] = {"replicas": replicas}
+def assert_close(sharded: nn.Module, whole: nn.Module, what: str) -> None:
+    """Equal up to float64's rounding, in which sums over rows are added in another order."""
+    for (name, mine), other in zip(sharded.named_parameters(), whole.parameters(), strict=True):
+        full = mine.full_tensor()  # type: ignore[attr-defined]
+        equal = torch.allclose(full, other.detach(), rtol=1e-9, atol=1e-12)
+        assert equal, f"{what}, {name}: {full} is not {other}"
+
+
+def sharded(width: int, steps: int) -> None:
+    """``fully_shard``: the same weights as on one process, while training and after."""
+    for kind, options in (
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.AdamW, {"lr": 1e-3, "eps": 1e-3}),
+    ):
+        models, optimizers = [], []
+        for shard in (True, False):
+            torch.manual_seed(0)
+            model = Residual(width).double()
+            plan = enorm.trace(model)
+            if shard:
+                for name in ("a", "b", "c"):
+                    fully_shard(model.get_submodule(name))
+                fully_shard(model)
+            optimizer = kind(model.parameters(), **options)  # type: ignore[arg-type]
+            enorm.ENorm(model, optimizer, plan=plan, c=1.2).attach()
+            # All processes have the same images, so that a mean of gradients is the gradient.
+            train(model, optimizer, seed=3, steps=steps)
+            models.append(model)
+            optimizers.append(optimizer)
+        assert_close(models[0], models[1], f"after {steps} steps of {kind.__name__}")
+        results = [
+            enorm.balance_(model, plan, optimizer=optimizer, p=3.0)
+            for model, optimizer in zip(models, optimizers, strict=True)
+        ]
+        assert results[0].cycles == results[1].cycles
+        assert abs(results[0].energy_after / results[1].energy_after - 1) < 1e-9
+        assert_close(models[0], models[1], "balanced")
+        for result in results:
+            result.undo_()
+        assert_close(models[0], models[1], "undone")
+
+
+def extreme(width: int, steps: int) -> None:
+    """The same where only logarithms hold the masses, with a dead unit and a large bias."""
+    models = []
+    for shard in (True, False):
+        torch.manual_seed(0)
+        model = Residual(width).double()
+        with torch.no_grad():
+            model.stem.weight.mul_(1e150)
+            model.get_parameter("stem.bias")[0] = 1e300
+            model.c.weight.mul_(1e-150)
+            model.a.weight[:, 1] = 0
+            model.c.weight[:, [1, 1 + width]] = 0
+        plan = enorm.trace(model)
+        if shard:
+            fully_shard(model)
+        stepper = enorm.ENorm(model, plan=plan, cycles=2)
+        for _ in range(steps):
+            stepper.step()
+        models.append(model)
+    assert_close(models[0], models[1], "extreme")
+
+
+def refused(width: int, steps: int) -> None:
+    """What cannot be done with parameters that are spread says so."""
+    del steps
+    model = Residual(width)
+    plan = enorm.trace(model)
+    grouped = nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU(), nn.Conv1d(4, 4, 1, groups=2))
+    its_plan = enorm.trace(grouped)
+    for one in (model, grouped):
+        fully_shard(one)
+    # Its own constructor asks for an accelerator.
+    flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(flat)
+    flat._modules["_fsdp_wrapped_module"] = Residual(width)
+    for call, words in (
+        (lambda: enorm.trace(model), "trace the model before, and pass the plan"),
+        (lambda: enorm.balance_(model, plan, solver="newton"), "Newton's steps need whole weights"),
+        (lambda: enorm.ENorm(grouped, plan=its_plan), "grouped or transposed convolution with"),
+        (lambda: enorm.trace(flat), "use fully_shard"),
+        (
+            lambda: enorm.ENorm(
+                model, torch.optim.SGD(model.parameters()), plan=plan, precondition_bias=True
+            ),
+            "precondition_bias needs whole parameters",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            call()
+    # A hook of the user's own is no part of the plan, with fully_shard as without.
+    model.get_submodule("a").register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="plan was traced from another model"):
+        plan.check(model)
+
+
+TASKS: dict[str, Callable[[int, int], None]] = {
+    "replicas": replicas,
+    "sharded": sharded,
+    "extreme": extreme,
+    "refused": refused,
+}
 
 
 def main() -> None:
