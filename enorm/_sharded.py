@@ -134,11 +134,7 @@ def check_sharding(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
 
 def why_not(model: nn.Module) -> str | None:
     """Why a model that is spread over processes cannot be traced; None if it can."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return "its parameters are partitioned by DeepSpeed ZeRO-3, which leaves no weights to read"
-    if not _AVAILABLE:
-        return None
-    for module in model.modules():
+    for module in model.modules() if _AVAILABLE else ():
         if isinstance(module, FullyShardedDataParallel):
             return (
                 "FullyShardedDataParallel (FSDP1) keeps flat parameters: use fully_shard (FSDP2), "
@@ -149,6 +145,8 @@ def why_not(model: nn.Module) -> str | None:
                 "it has been through fully_shard: trace the model before, and pass the plan to "
                 "enorm.ENorm(model, optimizer, plan=plan)"
             )
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return "its parameters are partitioned by DeepSpeed ZeRO-3, which leaves no weights to read"
     return None
 
 
