@@ -53,6 +53,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
         UnsupportedModel: ``torch.fx`` cannot trace it, or the example inputs do not fit.
         TypeError: the example inputs are no tensors.
     """
+    _check_kind(model)
     inputs = _inputs(model, example_inputs)
     recordings = []
     with _unchanged(model):
@@ -76,12 +77,7 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
     Raises:
         UnsupportedModel: it cannot be traced.
     """
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
-    if (reason := why_not(model)) is not None:
-        raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
-    if hasattr(model, "_orig_mod"):
-        raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
+    _check_kind(model)
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
         defaults = {
@@ -109,6 +105,16 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
             "Where layers follow each other there, say so: "
             "enorm.plan_from_layers(model, [names of layers])"
         ) from error
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Raise UnsupportedModel for what wraps a model or has taken its weights apart."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
+    if (reason := why_not(model)) is not None:
+        raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
 
 
 class _Tracer(fx.Tracer):
