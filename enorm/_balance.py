@@ -17,7 +17,7 @@ from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._followers import Copy, Followers
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._sharded import all_finite, check_sharding, is_sharded, local, rows_of
-from enorm._solve import build_problem
+from enorm._solve import Factor, build_problem, log2_coefficient
 from enorm._trace import trace
 
 
@@ -51,7 +51,7 @@ def balance_(
     plan: Plan | None = None,
     *,
     p: float = 2.0,
-    c: float = 1.0,
+    c: Factor = 1.0,
     solver: Solver = "sor",
     tol: float = 1e-8,
     max_cycles: int = 1000,
@@ -71,8 +71,11 @@ def balance_(
     Args:
         model: float64, float32, bfloat16 or float16 parameters.
         plan: from :func:`trace` on this model or one built like it; None traces.
-        p: exponent of the norm, finite and positive.
-        c: depth factor, positive; above 1 it puts weight towards the output.
+        p: exponent of the norm, positive. ``math.inf`` equalizes the ranges of neighbouring
+            channels, which is known as cross-layer equalization (Nagel et al. 2019, §4.1): the
+            largest entry never rises, and the result is not the only minimum.
+        c: depth factor, positive; above 1 it puts weight towards the output. Or ``c_k`` itself by
+            the layer's module name, 1 where none is given.
         solver: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same state;
             ``"sor"`` over-relaxes each chain of q weights by ``ω = 2 / (1 + sin(π / q))``, and
             groups that form no chain by an ω that it learns from its own cycles; ``"newton"``
@@ -100,7 +103,6 @@ def balance_(
         TypeError: the optimizer's state is of an unknown kind; the model is unchanged.
         UnsupportedModel: the model cannot be traced.
     """
-    check_exponents(p, c)
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     if solver == "newton" and power_of_two:
@@ -110,6 +112,9 @@ def balance_(
     check_count("max_cycles", max_cycles)
     followers = Followers(optimizer, copies, gradients=True)
     plan = (trace(model) if plan is None else plan).under(batchnorm)
+    check_exponents(plan, p, c)
+    if solver == "newton" and p == math.inf:
+        raise ValueError("Newton's steps need a smooth norm: use another solver with p = infinity")
     tensors = tensors_of(model, plan)
     plan.require_groups()
     check_sharding(plan, tensors)
@@ -151,11 +156,13 @@ def balance_(
 def energy(
     model_or_plan: nn.Module | Plan,
     p: float = 2.0,
-    c: float = 1.0,
+    c: Factor = 1.0,
     batchnorm: BatchNormRule = "affine",
 ) -> float:
     """``E = Σ_k c^(p (q − k)) ‖W_k‖_p^p`` over all weighted layers, summed in float64.
 
+    For p = ∞ it is ``max_k c^(q − k) ‖W_k‖_∞``. Weights of LayerNorm, GroupNorm and InstanceNorm
+    count as layers.
     Under ``batchnorm="affine"`` the weight ``γ`` of a BatchNorm behind layer k counts as
     ``c^(p (q − k)) ‖γ‖_p^p`` too; under ``"ignore"`` it does not. Biases never count.
 
@@ -163,15 +170,15 @@ def energy(
         ValueError: p, c or batchnorm is out of its range.
         ReferenceError: a plan whose model is gone.
     """
-    check_exponents(p, c)
     plan, tensors = _resolve(model_or_plan, batchnorm)
+    check_exponents(plan, p, c)
     return _energy(plan, tensors, p, c)
 
 
 def residual(
     model_or_plan: nn.Module | Plan,
     p: float = 2.0,
-    c: float = 1.0,
+    c: Factor = 1.0,
     batchnorm: BatchNormRule = "affine",
 ) -> float:
     """The largest ``|log d|`` that one cycle would apply now; zero exactly at the minimum.
@@ -180,8 +187,8 @@ def residual(
         ValueError: p, c or batchnorm is out of its range, or there is nothing to rescale.
         ReferenceError: a plan whose model is gone.
     """
-    check_exponents(p, c)
     plan, tensors = _resolve(model_or_plan, batchnorm)
+    check_exponents(plan, p, c)
     plan.require_groups()
     with torch.no_grad():
         problem = build_problem(plan, p, c)
@@ -189,11 +196,19 @@ def residual(
     return remaining
 
 
-def check_exponents(p: Any, c: Any) -> None:
-    """Raise ValueError unless p and c are finite and positive."""
-    for name, value in (("p", p), ("c", c)):
+def check_exponents(plan: Plan, p: Any, c: Any) -> None:
+    """Raise ValueError unless p and c are positive, c is finite, and names layers if it has any."""
+    if not (isinstance(p, Real) and float(p) > 0):
+        raise ValueError(f"p must be a number above 0, or infinity, got {p!r}")
+    factors = c.items() if isinstance(c, Mapping) else [("", c)]
+    for name, value in factors:
         if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+            where = f" of {name!r}" if name else ""
+            raise ValueError(f"c{where} must be a finite number above 0, got {value!r}")
+    known = {layer.module for layer in plan.layers}
+    for name, _ in factors:
+        if name and name not in known:
+            raise ValueError(f"c names {name!r}, which is no layer of the plan")
 
 
 def check_count(name: str, value: Any) -> None:
@@ -210,17 +225,23 @@ def _resolve(
     return plan, tensors_of(plan.model, plan)
 
 
-def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: float) -> float:
+def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: Factor) -> float:
     total = 0.0
     for layer in plan.layers:
         weight = tensors[layer.weight].detach()
-        powers = local(weight).abs().double().pow_(p).sum()
+        magnitudes = local(weight).abs().double()
         rows = rows_of(weight)
-        if rows is not None and rows.group is not None:
-            powers = rows.added(powers)
-        # A logarithm can hold what c^(p (q − k)) and the sum cannot each hold alone.
-        exponent = powers.log2() + p * (plan.depth - layer.depth) * math.log2(c)
-        total += exponent.exp2_().item()
+        spread = rows is not None and rows.group is not None
+        # A logarithm can hold what c_k^p and the sum cannot each hold alone.
+        coefficient = log2_coefficient(plan, layer, p, c)
+        if p == math.inf:
+            powers = magnitudes.amax() if magnitudes.numel() else magnitudes.new_zeros(())
+            powers = rows.largest(powers) if rows is not None and spread else powers
+            total = max(total, (powers.log2() + coefficient).exp2_().item())
+        else:
+            powers = magnitudes.pow_(p).sum()
+            powers = rows.added(powers) if rows is not None and spread else powers
+            total += (powers.log2() + coefficient).exp2_().item()
     return total
 
 

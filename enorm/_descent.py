@@ -57,7 +57,7 @@ def minimise(
     Returns:
         The scales, how many cycles and Newton steps led there, and the residual that is left.
     """
-    ladder: tuple[Precision, ...] = ("float64", "log")
+    ladder: tuple[Precision, ...] = ("log",) if problem.p == math.inf else ("float64", "log")
     newton = Newton(problem, tensors) if solver == "newton" else None
     for precision in ladder:
         scales = Scales(problem, tensors, precision=precision, power_of_two=power_of_two)
@@ -77,7 +77,9 @@ def _descend(
     max_cycles: int,
     callback: Callback | None,
 ) -> tuple[int, float, bool]:
-    relaxation = Relaxation(scales.problem) if solver in ("sor", "newton") else None
+    # Maxima have no curvature to go by.
+    relaxed = solver in ("sor", "newton") and scales.problem.p < math.inf
+    relaxation = Relaxation(scales.problem) if relaxed else None
     remaining = last = math.inf
     near = False
     for cycle in range(1, max_cycles + 1):

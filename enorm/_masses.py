@@ -10,6 +10,8 @@ Three representations, from fast to safe, hold the same numbers:
 * float32 sums, for weights of at most 32 bits whose sums stay far from the ends of float32;
 * float64 sums, where those ends come near;
 * float64 logarithms, which neither overflow nor vanish for any p and any finite weights.
+
+For p = ∞ every sum is a maximum, of entries to the power 1, and logarithms are the only choice.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Masses:
     Args:
         weight: ``(out, in, *kernel)``, ``(features,)`` for a diagonal weight, or, if ``grouped``,
             ``(groups, out / groups, in / groups, *kernel)``.
-        p: the norm's exponent.
+        p: the norm's exponent; ∞ needs logarithms.
         rows: whether a group multiplies the rows.
         columns: whether a group divides the columns.
         block: consecutive columns per unit of the dividing group.
@@ -79,7 +81,9 @@ class Masses:
         precision: Precision,
         workspace: Workspace | None = None,
     ) -> None:
-        self.p = p
+        self._maxima = p == math.inf
+        # The power that entries are raised to, and scales with them.
+        self.p = 1.0 if self._maxima else p
         self._has_rows = rows
         self._spread = spread if spread is not None and len(spread.sizes) > 1 else None
         self.log = precision == "log"
@@ -130,7 +134,7 @@ class Masses:
     def _inner(self, powers: Tensor) -> Tensor:
         """Summed over kernel positions, the last axis."""
         if self.log:
-            return _logsumexp2(powers, (-1,))
+            return self._combined(powers, (-1,))
         # Rows this short are summed fastest by a matrix product.
         positions = powers.shape[-1]
         return torch.mv(powers.view(-1, positions), powers.new_ones(positions)).view(
@@ -138,11 +142,15 @@ class Masses:
         )
 
     def _sum(self, powers: Tensor, axis: int) -> Tensor:
-        return _logsumexp2(powers, (axis,)) if self.log else powers.sum(axis)
+        return self._combined(powers, (axis,)) if self.log else powers.sum(axis)
+
+    def _combined(self, logarithms: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Of logarithms: that of the sum, or the maximum."""
+        return logarithms.amax(axes) if self._maxima else _logsumexp2(logarithms, axes)
 
     def _sums_along(self, weight: Tensor, axes: tuple[int, ...]) -> Tensor:
         if self.log:
-            return _logsumexp2(self._powers(weight), axes)
+            return self._combined(self._powers(weight), axes)
         # One fused pass, without a tensor of powers in between.
         norms: Tensor = torch.linalg.vector_norm(weight, self.p, axes, dtype=self.dtype)
         return norms.square_() if self.p == 2 else norms.pow_(self.p)
@@ -206,6 +214,8 @@ class Masses:
         if not self.log:
             return self._spread.added(of_columns)
         top = self._spread.largest(of_columns)
+        if self._maxima:
+            return top
         shift = torch.where(top == -math.inf, 0.0, top)
         return self._spread.added(torch.exp2(of_columns - shift)).log2_().add_(shift)
 
@@ -231,11 +241,10 @@ class Masses:
         self.seen.append(factors)
         return shift, factors
 
-    @staticmethod
-    def _log_total(matrix: Tensor, exponents: Tensor) -> Tensor:
+    def _log_total(self, matrix: Tensor, exponents: Tensor) -> Tensor:
         """``log2 Σ_j 2^(matrix[…, i, j] + e_j)``, exponents counted through all groups."""
         spread = exponents if matrix.dim() == 2 else exponents.view(len(matrix), 1, -1)
-        return _logsumexp2(matrix + spread, (-1,)).flatten()
+        return self._combined(matrix + spread, (-1,)).flatten()
 
 
 def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:

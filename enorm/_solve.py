@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -23,6 +24,8 @@ from enorm._plan import Consumer, Layer, Plan
 from enorm._sharded import local, rows_of
 
 Order = Literal["cyclic", "jacobi"]
+# One number to the power of the layers behind, or one per module's name.
+Factor = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,25 @@ class Problem:
     last_uses: tuple[tuple[int, ...], ...]
     coupled: tuple[bool, ...]
 
+    @property
+    def power(self) -> float:
+        """What scales are raised to in a mass: p, or 1 for p = ∞."""
+        return 1.0 if self.p == math.inf else self.p
 
-def build_problem(plan: Plan, p: float, c: float) -> Problem:
-    """The problem that ``plan`` poses for exponent ``p`` and depth factor ``c``.
 
-    The coefficient of a layer at depth k is ``c^(p (q − k))``.
+def log2_coefficient(plan: Plan, layer: Layer, p: float, c: Factor) -> float:
+    """``log2 c_k^p``, the coefficient of a layer in the energy; ``log2 c_k`` for p = ∞.
+
+    ``c_k = c^(q − k)`` for a number, or as the mapping says.
     """
+    power = 1.0 if p == math.inf else p
+    if isinstance(c, Mapping):
+        return power * math.log2(c.get(layer.module, 1.0))
+    return power * (plan.depth - layer.depth) * math.log2(c)
+
+
+def build_problem(plan: Plan, p: float, c: Factor) -> Problem:
+    """The problem that ``plan`` poses for exponent ``p`` and depth factors ``c``."""
     rows = {
         producer.weight: index
         for index, group in enumerate(plan.groups)
@@ -113,7 +129,7 @@ def build_problem(plan: Plan, p: float, c: float) -> Problem:
     sizes = [group.size for group in plan.groups]
     terms: list[Term] = []
     for layer in plan.layers:
-        coefficient = p * (plan.depth - layer.depth) * math.log2(c)
+        coefficient = log2_coefficient(plan, layer, p, c)
         terms += _terms(
             layer, coefficient, rows.get(layer.weight), columns.get(layer.weight, []), sizes
         )
@@ -276,13 +292,14 @@ class Scales:
                 masses = self._masses.pop(index)
                 self._collect(masses)
                 masses.release()
-        return _log2_add(producing), _log2_add(consuming)
+        combine = torch.maximum if self.problem.p == math.inf else torch.logaddexp2
+        return reduce(combine, producing), reduce(combine, consuming)
 
     def _step(
         self, group: int, producing: Tensor, consuming: Tensor, current: Tensor | None
     ) -> Tensor:
         """``z* − z`` of one group; zero for dead and for non-finite units."""
-        step = (consuming - producing).mul_(0.5 / self.problem.p)
+        step = (consuming - producing).mul_(0.5 / self.problem.power)
         if current is not None:
             step.sub_(current)
         if self.problem.coupled[group]:
@@ -311,14 +328,6 @@ class Scales:
         self._seen += masses.seen
         masses.seen = []
         self._zeros_are_dead &= masses.zeros_are_dead
-
-
-def _log2_add(parts: Sequence[Tensor]) -> Tensor:
-    """``log2 Σ 2^x`` over a few vectors."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = torch.logaddexp2(total, part)
-    return total
 
 
 def _cap(biases: Sequence[Tensor]) -> Tensor | None:

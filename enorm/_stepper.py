@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._precondition import BiasPreconditioner
 from enorm._sharded import check_sharding, is_sharded
-from enorm._solve import Order, Scales, build_problem
+from enorm._solve import Factor, Order, Scales, build_problem
 from enorm._trace import trace
 
 
@@ -41,8 +42,8 @@ class ENorm:
             ``1/d²``: it becomes the state that the same gradients leave on the rescaled network
             (exactly so for eps = 0 and no coupled weight decay). None carries no state.
         plan: from :func:`enorm.trace` on this model; None traces.
-        p: exponent of the norm, finite and positive.
-        c: depth factor, positive.
+        p: exponent of the norm, positive; ``math.inf`` equalizes ranges as :func:`balance_` does.
+        c: depth factor, positive, or ``c_k`` by the layer's module name.
         cycles: cycles per step.
         every: act on every so many-th call of :meth:`step`.
         order: ``"cyclic"`` is Algorithm 1; ``"jacobi"`` updates all groups from the same weights.
@@ -77,7 +78,7 @@ class ENorm:
         *,
         plan: Plan | None = None,
         p: float = 2.0,
-        c: float = 1.0,
+        c: Factor = 1.0,
         cycles: int = 1,
         every: int = 1,
         order: Order = "cyclic",
@@ -85,13 +86,13 @@ class ENorm:
         precondition_bias: bool = False,
         copies: Sequence[Copy] = (),
     ) -> None:
-        check_exponents(p, c)
         for name, value in (("cycles", cycles), ("every", every)):
             check_count(name, value)
         if order not in ("cyclic", "jacobi"):
             raise ValueError(f"order must be 'cyclic' or 'jacobi', got {order!r}")
         self._followers = Followers(optimizer, copies)
         self.plan = (trace(model) if plan is None else plan).under(batchnorm)
+        check_exponents(self.plan, p, c)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
         check_sharding(self.plan, self._tensors)
@@ -131,7 +132,7 @@ class ENorm:
                 cycles=cycles,
                 order=order,
             )
-            if self._checked
+            if self._checked and p < math.inf
             else None
         )
 
@@ -155,7 +156,9 @@ class ENorm:
             z,
             self._followers,
             # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
-            moderate=self._precision is None and self._widest <= 4 and self._problem.p >= 1,
+            moderate=(
+                self._precision is None and self._widest <= 4 and 1 <= self._problem.p < math.inf
+            ),
             inverse=() if preconditioner is None else preconditioner.names,
         )
         if preconditioner is not None:
@@ -269,6 +272,8 @@ def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
         checked: whether a sum that left its range is noticed; otherwise one representation has to
             hold all finite weights.
     """
+    if p == math.inf:
+        return ["log"]
     if checked:
         return ["float64", "log"]
     # Squares of float32 weights and scales stay within float64's range.

@@ -86,6 +86,13 @@ def energy(layers: Sequence[ChainLayer], *, p: float = 2.0, c: float = 1.0) -> f
     """``Σ_k c^(p (q − k)) (‖W_k‖_p^p + ‖γ_k‖_p^p)``, γ where a BatchNorm follows."""
     q = len(layers)
     total = 0.0
+    if p == math.inf:
+        return max(
+            c ** (q - k) * norm(tensor, p)
+            for k, layer in enumerate(layers, start=1)
+            for tensor in (layer.weight, layer.gamma)
+            if tensor is not None
+        )
     for k, layer in enumerate(layers, start=1):
         tensors = [layer.weight] if layer.gamma is None else [layer.weight, layer.gamma]
         total += sum((c ** (q - k) * norm(tensor, p)) ** p for tensor in tensors)
@@ -93,11 +100,14 @@ def energy(layers: Sequence[ChainLayer], *, p: float = 2.0, c: float = 1.0) -> f
 
 
 def norm(values: Tensor, p: float) -> float:
-    """``(Σ |v|^p)^(1/p)``, scaled by the largest entry so that nothing overflows or vanishes."""
+    """``(Σ |v|^p)^(1/p)``, the largest entry for p = ∞.
+
+    Scaled by the largest entry, so that nothing overflows or vanishes.
+    """
     entries: list[float] = values.double().abs().flatten().tolist()
     top = max(entries, default=0.0)
-    if top == 0:
-        return 0.0
+    if top == 0 or p == math.inf:
+        return top
     scaled: float = math.fsum((entry / top) ** p for entry in entries) ** (1 / p)
     return top * scaled
 

@@ -67,10 +67,16 @@ def test_a_bias_cannot_be_scaled_out_of_range() -> None:
 # Untyped, for these calls are wrong on purpose.
 WRONG: Any = enorm
 BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
-    (lambda m: WRONG.balance_(m, p=0), "p must be a finite number above 0, got 0"),
-    (lambda m: WRONG.ENorm(m, p=math.nan), "p must be a finite number above 0, got nan"),
-    (lambda m: WRONG.energy(m, p=math.inf), "p must be a finite number above 0, got inf"),
-    (lambda m: WRONG.residual(m, p="2"), "p must be a finite number above 0, got '2'"),
+    (lambda m: WRONG.balance_(m, p=0), "p must be a number above 0, or infinity, got 0"),
+    (lambda m: WRONG.ENorm(m, p=math.nan), "p must be a number above 0, or infinity, got nan"),
+    (lambda m: WRONG.energy(m, p=-math.inf), "p must be a number above 0, or infinity, got -inf"),
+    (lambda m: WRONG.energy(m, c={"0": 0.0}), "c of '0' must be a finite number above 0, got 0.0"),
+    (lambda m: WRONG.energy(m, c={"1": 2.0}), "c names '1', which is no layer of the plan"),
+    (
+        lambda m: WRONG.balance_(m, p=math.inf, solver="newton"),
+        "Newton's steps need a smooth norm: use another solver with p = infinity",
+    ),
+    (lambda m: WRONG.residual(m, p="2"), "p must be a number above 0, or infinity, got '2'"),
     (lambda m: WRONG.balance_(m, c=-1.0), "c must be a finite number above 0, got -1.0"),
     (lambda m: WRONG.ENorm(m, c=0.0), "c must be a finite number above 0, got 0.0"),
     (

@@ -75,21 +75,21 @@ MUTANTS = (
     Mutant(
         "c inverted",
         "_solve.py",
-        "p * (plan.depth - layer.depth) * math.log2(c)",
-        "-p * (plan.depth - layer.depth) * math.log2(c)",
+        "power * (plan.depth - layer.depth) * math.log2(c)",
+        "-power * (plan.depth - layer.depth) * math.log2(c)",
         _ENERGY,
     ),
     Mutant(
         "c applied twice",
         "_solve.py",
-        "p * (plan.depth - layer.depth) * math.log2(c)",
-        "2 * p * (plan.depth - layer.depth) * math.log2(c)",
+        "power * (plan.depth - layer.depth) * math.log2(c)",
+        "2 * power * (plan.depth - layer.depth) * math.log2(c)",
         _ENERGY,
     ),
     Mutant(
         "c not raised to p",
         "_solve.py",
-        "p * (plan.depth - layer.depth) * math.log2(c)",
+        "power * (plan.depth - layer.depth) * math.log2(c)",
         "(plan.depth - layer.depth) * math.log2(c)",
         _MINIMUM,
     ),
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "rows' scales taken inversely in the columns' norms",
         "_masses.py",
-        "return self._weighted(self._matrix.mT, z * self.p)",
-        "return self._weighted(self._matrix.mT, z * -self.p)",
+        "exponents = z * self.p\n",
+        "exponents = z * -self.p\n",
         _SOLVERS,
     ),
     Mutant(
