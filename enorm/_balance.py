@@ -107,6 +107,11 @@ def balance_(
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     if solver == "newton" and power_of_two:
         raise ValueError("Newton's steps are no powers of two: use another solver with them")
+    if solver == "jacobi" and power_of_two:
+        raise ValueError(
+            "rounded jacobi updates of neighbours can raise the energy: use another solver with "
+            "powers of two"
+        )
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     check_count("max_cycles", max_cycles)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
+from enorm._memory import overlaps_itself
 from enorm._plan import Plan
 from enorm._sharded import local
 
@@ -108,6 +110,9 @@ class Followers:
                         f"how it goes with the scales by enorm.register_state_rule({kind}, ...)"
                     )
         if self._gradients and parameter.grad is not None:
+            if overlaps_itself(local(parameter.grad)):
+                # As `sum().backward()` leaves it: one number for all entries.
+                parameter.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
             yield parameter.grad, -1
         for copy in self._copies:
             found = copy.get(name)

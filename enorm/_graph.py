@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import gc
 import inspect
-import io
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._homogeneous import registered_functions, registered_modules
-from enorm._sharded import why_not
+from enorm._memory import is_lazy, storage
+from enorm._sharded import own_hooks, why_not
+from enorm._untouched import untouched
 
 
 class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
@@ -36,12 +37,14 @@ class Recording:
     Attributes:
         graph_module: what ``torch.fx`` recorded.
         shapes: of intermediate tensors, where example inputs made them known.
-        read: storages of tensors that the code computed with outside the graph.
+        read: storages of tensors that the code computed with itself, in the graph or around it.
+        kept: values that the code still holds when it is done, as in an attribute.
     """
 
     graph_module: fx.GraphModule
     shapes: Mapping[fx.Node, torch.Size]
     read: frozenset[int]
+    kept: frozenset[fx.Node]
 
 
 def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Recording]:
@@ -56,14 +59,17 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
     _check_kind(model)
     inputs = _inputs(model, example_inputs)
     recordings = []
-    with _unchanged(model):
-        for training in (False, True):
+    for training in (False, True):
+        with untouched(model):
             model.train(training)
             reads = _Reads()
             with reads:
-                graph_module = symbolic_trace(model, len(inputs))
+                graph_module, kept = _recorded(model, len(inputs))
             shapes = _shapes(graph_module, inputs) if inputs else {}
-            recordings.append(Recording(graph_module, shapes, frozenset(reads.storages)))
+        for node in graph_module.graph.nodes:
+            if node.op == "get_attr" and isinstance(value := attribute(graph_module, node), Tensor):
+                reads.storages.add(storage(value))
+        recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept))
     return recordings[0], recordings[1]
 
 
@@ -78,6 +84,19 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
         UnsupportedModel: it cannot be traced.
     """
     _check_kind(model)
+    return _recorded(model, given)[0]
+
+
+def attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:
+    """What a ``get_attr`` node reads."""
+    value: Any = graph_module
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[fx.Node]]:
+    """The graph, and nodes whose values the forward code has put somewhere."""
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
         defaults = {
@@ -90,7 +109,7 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
             warnings.simplefilter("ignore")
             tracer = _Tracer(autowrap_functions=registered_functions())
             graph = tracer.trace(model, concrete_args=defaults or None)
-            return fx.GraphModule(tracer.root, graph, type(model).__name__)
+            return fx.GraphModule(tracer.root, graph, type(model).__name__), tracer.kept()
     except Exception as error:
         # Whatever the model's own forward code raises under tracing ends here, with its line.
         last = error.__traceback__
@@ -115,10 +134,31 @@ def _check_kind(model: nn.Module) -> None:
         raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
+    if own_hooks(model):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has forward hooks itself, which tracing does not see: remove "
+            "them, trace, and register them again"
+        )
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into what users vouch for."""
+    """Does not look into what users vouch for, and knows which values are still held."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._proxies: list[weakref.ref[fx.Proxy]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = super().proxy(node)
+        self._proxies.append(weakref.ref(made))
+        return made
+
+    def kept(self) -> frozenset[fx.Node]:
+        """Nodes whose proxies somebody still holds: an attribute, a closure, a global name."""
+        if any(one() is not None for one in self._proxies):
+            gc.collect()
+        alive = [one() for one in self._proxies]
+        return frozenset(one.node for one in alive if one is not None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in registered_modules() or super().is_leaf_module(m, module_qualified_name)
@@ -151,11 +191,6 @@ class _Reads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def storage(tensor: Tensor) -> int:
-    """What two tensors have in common that share memory."""
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _inputs(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     """Example inputs on the meta device, floating ones in the model's own dtype."""
     if example_inputs is None:
@@ -177,39 +212,39 @@ def _shapes(
     graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]
 ) -> Mapping[fx.Node, torch.Size]:
     """Shapes of all intermediate tensors, found on the meta device: nothing is computed."""
-    meta = copy.deepcopy(graph_module).to("meta")
+    finder = None
     try:
-        # It prints a traceback of its own before it raises.
-        with contextlib.redirect_stderr(io.StringIO()):
-            ShapeProp(meta).propagate(*inputs)
+        finder = _ShapeFinder(graph_module)
+        finder.run(*inputs)
     except Exception as error:
         sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UnsupportedModel(
             f"example_inputs of shape {sizes} do not fit the model: {reason}"
         ) from error
-    found = {}
-    for node, twin in zip(graph_module.graph.nodes, meta.graph.nodes, strict=True):
-        data = twin.meta.get("tensor_meta")
-        if data is not None and hasattr(data, "shape"):
-            found[node] = data.shape
-    return found
+    return finder.shapes
 
 
-@contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """What forward code does to its module or to the random state is undone afterwards."""
-    modules = list(model.modules())
-    attributes = [dict(module.__dict__) for module in modules]
-    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            for module, kept in zip(modules, attributes, strict=True):
-                module.__dict__.clear()
-                module.__dict__.update(kept)
-            with torch.no_grad():
-                for buffer, before in contents:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
+class _ShapeFinder(fx.Interpreter):
+    """Runs a graph on a twin of its modules whose tensors have no values."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        tensors = [*graph_module.parameters(), *graph_module.buffers()]
+        for module in graph_module.modules():
+            tensors += [one for one in tree_leaves(module.__dict__) if isinstance(one, Tensor)]
+        twins: dict[int, Any] = {}
+        for tensor in tensors:
+            if is_lazy(tensor):
+                continue
+            twin = torch.empty_like(tensor, device="meta", requires_grad=False)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            twins[id(tensor)] = nn.Parameter(twin, False) if is_parameter else twin
+        super().__init__(copy.deepcopy(graph_module, twins), graph=graph_module.graph)
+        self.extra_traceback = False
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        return value

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
-from enorm._graph import Recording, storage
-from enorm._sharded import class_of, local, own_hooks
+from enorm._graph import Recording
+from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
+from enorm._memory import is_lazy, sharing, storage
+from enorm._sharded import class_of, own_hooks
 
 EXCLUDED = "excluded by the caller"
 
@@ -30,7 +33,7 @@ def unusable(
         calls |= Counter(str(node.target) for node in nodes if node.op == "call_module")
         read |= {str(node.target) for node in nodes if node.op == "get_attr"}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
-    shared = set(_sharing(model))
+    shared = set(sharing(model))
     inside = {
         child: name
         for name in calls
@@ -43,55 +46,68 @@ def unusable(
         names = {f"{name}.{key}" if name else key for key in own}
         if module._forward_hooks or module._forward_pre_hooks:
             reasons[name] = "forward hooks may change what passes"
-        elif "forward" in module.__dict__:
-            reasons[name] = "its forward was replaced"
+        elif replaced := _replaced_methods(module):
+            reasons[name] = f"its {replaced[0]} was replaced"
         elif any(name == other or name.startswith(f"{other}.") for other in exclude):
             reasons[name] = EXCLUDED
         elif own and calls[name] > 1:
             reasons[name] = f"called {calls[name]} times"
         elif own and name in inside and calls[name]:
             reasons[name] = f"also used inside {inside[name]}"
-        elif any(isinstance(value, nn.UninitializedParameter) for value in own.values()):
+        elif any(is_lazy(value) for value in own.values()):
             reasons[name] = "its parameters have no shape before the first forward"
         elif names & shared:
             reasons[name] = "its parameters share memory with others"
         elif names & read or any(storage(value) in touched for value in own.values()):
             reasons[name] = "the forward code also reads its parameters directly"
-        elif getattr(module, "weight", None) is not None and "weight" not in own:
-            reasons[name] = "its weight is computed, not a parameter"
+        elif missing := [key for key in _PAIR if _is_set(module, key) and key not in own]:
+            reasons[name] = f"its {missing[0]} is computed, not a parameter"
         elif any(value.dtype not in _DTYPES for value in own.values()):
             kinds = ", ".join(sorted({str(value.dtype) for value in own.values()}))
             reasons[name] = f"its parameters are {kinds}, not float64, float32 or a half precision"
         elif any(value.numel() == 0 for value in own.values()):
             reasons[name] = "it has no units"
+        elif any(value.is_inference() for value in own.values()):
+            reasons[name] = "its parameters were made in inference mode, and cannot be written"
+        elif (wrong := _wrong_shape(module)) is not None:
+            reasons[name] = wrong
     return reasons
 
 
-def _sharing(model: nn.Module) -> Iterator[str]:
-    """Names of parameters any entry of which has a second name, in whatever tensor."""
-    spans: dict[int, list[tuple[int, int, str]]] = {}
-    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
-    tensors += list(model.named_buffers(remove_duplicate=False))
-    for name, tensor in tensors:
-        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            continue
-        tensor = local(tensor)
-        if tensor.numel() == 0:
-            continue
-        first = int(tensor.storage_offset())
-        extents = zip(tensor.shape, tensor.stride(), strict=True)
-        last = first + sum(int(size - 1) * int(stride) for size, stride in extents)
-        if last - first + 1 < tensor.numel():
-            yield name
-        spans.setdefault(storage(tensor), []).append((first, last, name))
-    for parts in spans.values():
-        reach, owner = -1, ""
-        for first, last, name in sorted(parts):
-            if first <= reach:
-                yield name
-                yield owner
-            if last > reach:
-                reach, owner = last, name
+_PAIR = ("weight", "bias")
+
+
+def _is_set(module: nn.Module, key: str) -> bool:
+    return isinstance(getattr(module, key, None), Tensor)
+
+
+def _replaced_methods(module: nn.Module) -> list[str]:
+    """Methods of its class that the module has an own version of."""
+    return sorted(
+        name
+        for name, value in module.__dict__.items()
+        if callable(value) and inspect.isroutine(getattr(type(module), name, None))
+    )
+
+
+def _wrong_shape(module: nn.Module) -> str | None:
+    """Why the shapes of its parameters are none that its kind is made with."""
+    kind = type(module)
+    weight, bias = (module._parameters.get(key) for key in _PAIR)
+    if weight is None:
+        return None
+    if kind in BATCH_NORMS or kind in LAYER_NORMS:
+        rows = weight.shape
+    elif kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED:
+        axes = 2 + CONVOLUTIONS.get(kind, TRANSPOSED.get(kind, 0))
+        if weight.dim() != axes:
+            return f"its weight has {weight.dim()} axes, not {axes}"
+        rows = torch.Size(sizes_of(module, weight)[1:])
+    else:
+        return None
+    if bias is not None and bias.shape != rows:
+        return f"its bias has shape {tuple(bias.shape)}, not {tuple(rows)}"
+    return None
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -108,12 +124,11 @@ def fingerprint(model: nn.Module) -> str:
             for key, value in module.__dict__.items()
             if hasattr(value, "__qualname__")
         )
-        hooked = own_hooks(module)
-        hooked |= "forward" in module.__dict__
+        hooked = own_hooks(module) or bool(_replaced_methods(module))
         text = f"{name}|{kind.__module__}.{kind.__qualname__}|{module.extra_repr()}"
         digest.update(f"{text}|{functions}|{hooked}\n".encode())
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not isinstance(parameter, nn.UninitializedParameter):
+        if not is_lazy(parameter):
             digest.update(f"{name}|{tuple(parameter.shape)}\n".encode())
-    digest.update(str(sorted(set(_sharing(model)))).encode())
+    digest.update(str(sorted(set(sharing(model)))).encode())
     return digest.hexdigest()

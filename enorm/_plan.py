@@ -213,7 +213,14 @@ def tensors_of(model: nn.Module, plan: Plan) -> Mapping[str, Tensor]:
     """The parameters that ``plan`` speaks of, by name.
 
     Raises:
-        ValueError: ``model`` is not the traced model or built like it.
+        ValueError: ``model`` is not the traced model or built like it, or has no values.
     """
     plan.check(model)
-    return dict(model.named_parameters(remove_duplicate=False))
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for name in plan.parameter_names():
+        if tensors[name].is_meta:
+            raise ValueError(
+                f"parameter {name!r} is on the meta device, without values: give the model its "
+                "values first"
+            )
+    return tensors

@@ -51,6 +51,9 @@ class Units:
         its._parent = mine
 
 
+UNCERTAIN = 0
+
+
 @dataclass(frozen=True)
 class Signal:
     """Where units stand in a traced value.
@@ -58,7 +61,8 @@ class Signal:
     Attributes:
         parts: units one after the other along the axis; several behind a concatenation.
         axis: negative, counted from the last.
-        dimensions: number of axes, batch included; None for unknown.
+        dimensions: number of axes, batch included. None: nothing says otherwise than ``(N,
+            features)`` or ``(N, channels, *positions)``. ``UNCERTAIN``: something may.
         flattened: whether each unit has a block of entries there, as behind a flatten.
     """
 

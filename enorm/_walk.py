@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import map_arg
 
-from enorm._graph import Recording
+from enorm._graph import Recording, attribute
 from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -32,9 +33,10 @@ from enorm._homogeneous import (
     pooled_axes,
     sizes_of,
 )
+from enorm._memory import is_lazy
 from enorm._modules import EXCLUDED
 from enorm._plan import BatchNormRule, Consumer, Group, Layer, Producer, Skip
-from enorm._units import Signal, Units
+from enorm._units import UNCERTAIN, Signal, Units
 
 
 class Walk:
@@ -78,23 +80,29 @@ class Walk:
                 self.above.update((node, *node.all_input_nodes))
         for node in graph.nodes:
             self.depths[node] = max((self.depths[i] for i in node.all_input_nodes), default=0)
+            if node.op == "get_attr" and isinstance(
+                value := attribute(recording.graph_module, node), torch.Tensor
+            ):
+                self.shapes[node] = value.shape
             self.signals[node] = self._visit(node)
+            if node in recording.kept:
+                self._end(node, "the forward code keeps its activations")
 
     def result(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
         """Groups, walls and layers of all ways followed."""
         groups = []
         skipped = dict.fromkeys(self.noted)
         order = {name: place for place, name in enumerate(self.layers)}
+        free = []
         for units in dict.fromkeys(units.root() for units in self.made.values()):
             walls = units.walls + units.ends if units.consumers else units.walls
-            made = {producer.weight for producer in units.producers}
-            read = {consumer.weight for consumer in units.consumers}
-            # Units that only feed themselves have no minimum, and reach no output either.
-            if not read <= made and not walls and not units.pinned:
-                producers = sorted(units.producers, key=lambda one: order[one.module])
-                consumers = sorted(units.consumers, key=lambda one: (order[one.module], one.start))
-                groups.append(Group(tuple(producers), tuple(consumers), units.size))
             skipped.update(dict.fromkeys(walls))
+            if units.consumers and not walls and not units.pinned:
+                free.append(units)
+        for units in _with_a_way_out(free):
+            producers = sorted(units.producers, key=lambda one: order[one.module])
+            consumers = sorted(units.consumers, key=lambda one: (order[one.module], one.start))
+            groups.append(Group(tuple(producers), tuple(consumers), units.size))
         groups.sort(key=lambda group: order[group.producers[0].module])
         return tuple(groups), tuple(skipped), tuple(self.layers.values())
 
@@ -184,6 +192,9 @@ class Walk:
             return None
         if "out" in node.kwargs:
             return self._wall(node, "writes into another tensor")
+        followed = next((names for kinds, names in _ARGUMENTS if target in kinds), None)
+        if followed is not None and (other := node.kwargs.keys() - followed):
+            return self._wall(node, f"has the argument {min(other)!r}, which is not followed")
         if target in (torch.flatten, "flatten"):
             start = _argument(node, 1, "start_dim", 0)
             end = _argument(node, 2, "end_dim", -1)
@@ -228,7 +239,7 @@ class Walk:
             if mine.root().pinned != other.root().pinned:
                 self._wall(node, "adds a value that carries no scale")
             mine.join(other)
-        return first
+        return replace(first, dimensions=self._broadcast(node, first, operands[1]))
 
     def _product(self, node: fx.Node) -> Signal | None:
         """A product is linear in one operand while the other stays as it is."""
@@ -243,7 +254,11 @@ class Walk:
             return None
         if scaled[0] is not first and (node.target in QUOTIENTS or _in_place(node)):
             return self._wall(node, "divides by activations, or overwrites what is multiplied")
-        return self.signals[scaled[0]]
+        signal = cast(Signal, self.signals[scaled[0]])
+        factor = second if scaled[0] is first else first
+        if signal.size == 1 and isinstance(factor, fx.Node):
+            return self._wall(node, "may repeat its only unit")
+        return replace(signal, dimensions=self._broadcast(node, signal, factor))
 
     def _concatenate(self, node: fx.Node) -> Signal | None:
         tensors = _argument(node, 0, "tensors", ())
@@ -255,11 +270,17 @@ class Walk:
         if len(places) > 1 or True in (flattened for _, flattened in places):
             return self._wall(node, "concatenates values whose units stand differently")
         own = next(iter(places))[0]
-        dimensions = next(
+        counts = [
             self._dimensions_of(one, signal)
             for one, signal in zip(tensors, signals, strict=True)
             if signal is not None
+        ]
+        # They all have the same, so that the first one known is that of all.
+        dimensions = next(
+            (one for one in counts if one), UNCERTAIN if UNCERTAIN in counts else None
         )
+        if dimensions == UNCERTAIN and axis >= 0:
+            return self._wall(node, _UNCERTAIN)
         # Without a hint features are taken as (N, features); whoever reads them counts them.
         if (axis if axis < 0 else axis - (dimensions or 2)) != own:
             return self._wall(node, "concatenates along another axis than that of the units")
@@ -281,7 +302,7 @@ class Walk:
         keep = _argument(node, 2, "keepdim", False)
         dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
         found = _axes(_argument(node, 1, "dim", None), dimensions)
-        if not found or signal.flattened or signal.axis in found or "dtype" in node.kwargs:
+        if not found or signal.flattened or signal.axis in found:
             return self._wall(node, "reduces over hidden units")
         if keep:
             return signal
@@ -298,7 +319,7 @@ class Walk:
         if node.target in (torch.permute, "permute"):
             rest = node.kwargs.get("dims", rest)
             order = _axes(rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest, count)
-            if count is None or signal.flattened or sorted(order) != list(range(-count, 0)):
+            if not count or signal.flattened or sorted(order) != list(range(-count, 0)):
                 return self._wall(node, "permutes axes in a way that cannot be followed")
             return replace(signal, axis=order.index(signal.axis) - count)
         pair = _axes([*rest, *node.kwargs.values()], count)
@@ -319,7 +340,7 @@ class Walk:
         bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
         groups, transposed = getattr(module, "groups", 1), kind in TRANSPOSED
         inputs = outputs = 0
-        if weight is not None and not isinstance(weight, nn.UninitializedParameter):
+        if weight is not None and _is_matrix(weight) and not is_lazy(weight):
             inputs, outputs = sizes_of(module, weight)
             self._count(node, name, kind.__name__, bias, inputs, groups, transposed)
         if reason is not None or weight is None:
@@ -424,8 +445,11 @@ class Walk:
         else:
             self._count(node, name, kind.__name__, bias)
         dimensions = self._dimensions(node, kind, signal)
-        # Of a LayerNorm the last axis; else axis 1 of the batch: features, or channels.
-        axis = -1 if kind is nn.LayerNorm else None if dimensions is None else 1 - dimensions
+        # Else axis 1 of the batch: features, or channels.
+        if kind in _CHANNEL_AXES:
+            axis: int | None = _CHANNEL_AXES[kind]
+        else:
+            axis = 1 - dimensions if dimensions else None
         if reason is not None:
             self._note(node, reason)
         elif axis is None:
@@ -442,17 +466,28 @@ class Walk:
         """Number of axes of a normalization's input, batch included."""
         if node in self.shapes:
             return len(self.shapes[node])
-        if kind in (nn.BatchNorm2d, nn.InstanceNorm2d):
-            return 4
-        if kind in (nn.BatchNorm3d, nn.InstanceNorm3d):
-            return 5
-        if signal is None or kind not in BATCH_NORMS:
+        if signal is None or kind is not nn.BatchNorm1d:
             return None if signal is None else signal.dimensions
-        return signal.dimensions or 1 - signal.axis
+        return 1 - signal.axis if signal.dimensions is None else signal.dimensions
 
     def _dimensions_of(self, node: fx.Node, signal: Signal) -> int | None:
         """Number of axes of a value that carries units."""
         return len(self.shapes[node]) if node in self.shapes else signal.dimensions
+
+    def _broadcast(self, node: fx.Node, signal: Signal, other: Any) -> int | None:
+        """Number of axes of ``node``, which combines a signal with another value."""
+        if node in self.shapes or not isinstance(other, fx.Node):
+            return self._dimensions_of(node, signal)
+        theirs = self.signals[other]
+        if other in self.shapes:
+            count: int | None = len(self.shapes[other])
+        else:
+            count = UNCERTAIN if theirs is None else theirs.dimensions
+        if signal.dimensions == count:
+            return count
+        # A layer's features are taken as (N, features) where nothing is known.
+        fits = count is not None and 0 < count <= (signal.dimensions or 2)
+        return signal.dimensions if fits and theirs is None else UNCERTAIN
 
     def _flatten(self, node: fx.Node, start: Any, end: Any) -> Signal | None:
         signal = self._only_signal(node)
@@ -484,6 +519,8 @@ class Walk:
     def _merge(self, node: fx.Node, signal: Signal, source: torch.Size | None) -> Signal | None:
         """All axes but the first become one, each unit's positions side by side."""
         dimensions = signal.dimensions if source is None else len(source)
+        if dimensions == UNCERTAIN:
+            return self._wall(node, _UNCERTAIN)
         if signal.axis == -1:
             # Of an (N, features) input nothing changes; of a longer one units would interleave.
             if dimensions not in (None, 2):
@@ -497,15 +534,14 @@ class Walk:
 
     def _only_signal(self, node: fx.Node) -> Signal | None:
         """The signal that ``node`` reads; several at once meet at a wall."""
-        sources = node.all_input_nodes
+        sources = _operands(node)
         if len(sources) < 2 or not any(self.signals[source] for source in sources):
             return self.signals[sources[0]] if sources else None
         # Sizes and slopes are values too, but carry no units.
-        first = node.args[0] if node.args else None
         transposed = node.op == "call_module" and type(self.modules[str(node.target)]) in TRANSPOSED
-        if (transposed or node.target in _WITH_OTHERS) and not any(
-            self.signals[source] for source in sources if source is not first
-        ):
+        with_others = transposed or node.target in _WITH_OTHERS
+        is_first = bool(node.args) and node.args[0] is sources[0]
+        if with_others and is_first and not any(self.signals[one] for one in sources[1:]):
             return self.signals[sources[0]]
         return self._wall(node, "combines several values")
 
@@ -544,7 +580,54 @@ class Walk:
         return f"{name} in {inside[-1]}.forward" if inside else f"{name} in forward"
 
 
+# The names of arguments that the walk looks at.
+_ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
+    ((torch.flatten, "flatten"), frozenset({"input", "start_dim", "end_dim"})),
+    (SUMS, frozenset({"input", "other", "alpha"})),
+    ((*PRODUCTS, *QUOTIENTS), frozenset({"input", "other", "rounding_mode"})),
+    (CONCATENATIONS, frozenset({"tensors", "dim"})),
+    (REDUCTIONS, frozenset({"input", "dim", "keepdim"})),
+    (PERMUTATIONS, frozenset({"input", "dims", "dim0", "dim1", "axis0", "axis1"})),
+    (RESHAPES, frozenset({"input"})),
+    ((F.pad,), frozenset({"input", "pad", "mode", "value"})),
+)
+_UNCERTAIN = "the number of axes is not known: pass example_inputs"
+# Where channels stand, whether or not there is a batch; batches of the others vary.
+_CHANNEL_AXES: dict[type[nn.Module], int] = {
+    nn.LayerNorm: -1,
+    nn.InstanceNorm1d: -2,
+    nn.InstanceNorm2d: -3,
+    nn.InstanceNorm3d: -4,
+    nn.BatchNorm2d: -3,
+    nn.BatchNorm3d: -4,
+}
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The values that ``node`` reads, each as often as it does."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
 _WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
+
+
+def _with_a_way_out(free: Sequence[Units]) -> list[Units]:
+    """Units that reach a weight whose outputs are not rescaled.
+
+    Those that only feed each other have no minimum, and reach no output either.
+    """
+    makers = {producer.weight: units for units in free for producer in units.producers}
+    found: dict[Units, None] = {}
+    before = -1
+    while len(found) > before:
+        before = len(found)
+        for units in free:
+            behind = (makers.get(consumer.weight) for consumer in units.consumers)
+            if any(one is None or one in found for one in behind):
+                found[units] = None
+    return [units for units in free if units in found]
 
 
 def _family(kind: type[nn.Module]) -> str:
@@ -552,7 +635,7 @@ def _family(kind: type[nn.Module]) -> str:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.UninitializedParameter) or parameter.dim() > 1
+    return is_lazy(parameter) or parameter.dim() > 1
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import enorm
-from enorm._modules import _sharing
+from enorm._memory import sharing
 
 
 class Functional(nn.Module):
@@ -418,16 +418,16 @@ def test_only_overlapping_views_share_memory() -> None:
         model = nn.Sequential(nn.Linear(3, 2, False), nn.ReLU(), nn.Linear(2, 2, False))
         model[0].weight = nn.Parameter(memory[:6].view(2, 3))
         model[2].weight = nn.Parameter(memory[second : second + 4].view(2, 2))
-        assert set(_sharing(model)) == tied
+        assert set(sharing(model)) == tied
     # What has no memory and what has one entry come first and hide nothing behind them.
     model.insert(0, nn.Linear(1, 1, False))
     model[0].weight = nn.Parameter(torch.empty(0, 1))
     model.insert(1, nn.LazyLinear(2))
     model.insert(2, nn.Linear(1, 1))
-    assert set(_sharing(model)) == {"3.weight", "5.weight"}
+    assert set(sharing(model)) == {"3.weight", "5.weight"}
     model.register_buffer("one", model.get_parameter("2.weight").detach())
     model.register_buffer("two", model.get_parameter("2.weight").detach())
-    assert {"2.weight", "one", "two"} <= set(_sharing(model))
+    assert {"2.weight", "one", "two"} <= set(sharing(model))
 
 
 def test_entries_of_one_parameter_that_share_memory() -> None:
@@ -436,9 +436,9 @@ def test_entries_of_one_parameter_that_share_memory() -> None:
         memory = torch.randn(60)
         model = nn.Sequential(nn.Linear(2, 2, bias=False))
         model[0].weight = nn.Parameter(memory.as_strided((2, 2), (1, 1), offset))
-        assert set(_sharing(model)) == {"0.weight"}
+        assert set(sharing(model)) == {"0.weight"}
         model[0].weight = nn.Parameter(memory.as_strided((2, 2), (3, 1), offset))
-        assert set(_sharing(model)) == set()
+        assert set(sharing(model)) == set()
 
 
 ROUNDABOUT: dict[str, Callable[[Written, Tensor], Tensor]] = {
@@ -553,20 +553,30 @@ def test_tracing_leaves_no_trace() -> None:
             self.drop = nn.Dropout()
             self.register_buffer("calls", torch.zeros(()))
             self.cache: object = None
+            self.seen: dict[str, list[object]] = {"inputs": []}
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            self.cache = h = F.relu(self.a(x))
+            self.cache = x
+            self.seen["inputs"].append(x)
+            for parameter in self.parameters():
+                parameter.data.clamp_(-0.01, 0.01)
+            self.a.bias.data = torch.zeros(6)
             torch.rand(3)
-            result: Tensor = self.b(self.drop(h))
+            result: Tensor = self.b(self.drop(F.relu(self.a(x))))
             return result
 
     model = Counting()
     model.drop.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    places = {name: value.data_ptr() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert len(enorm.trace(model).groups) == 1
-    assert model.calls == 0
+    enorm.trace(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.data_ptr() == places[name]
     assert model.cache is None
+    assert model.seen == {"inputs": []}
     assert model.training
     assert not model.drop.training
     assert torch.equal(torch.get_rng_state(), state)
