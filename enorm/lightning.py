@@ -1,0 +1,100 @@
+"""ENorm as a callback of Lightning's ``Trainer``: ``pip install enorm[lightning]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from enorm._plan import Plan
+from enorm._stepper import ENorm
+from enorm._trace import trace
+
+
+class ENormCallback(Callback):
+    """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.fit``.
+
+    A step that mixed precision skips is none. Checkpoints carry the state along.
+
+    Args:
+        module: the dotted name of the submodule to rescale, such as ``"model"``; ``""`` for the
+            ``LightningModule`` itself, whose ``forward`` is traced then.
+        options: of :class:`enorm.ENorm`: ``plan``, ``p``, ``c``, ``cycles`` and the others.
+
+    Attributes:
+        enorm: the :class:`enorm.ENorm` at work; None before the first fit.
+
+    Raises (when a fit begins):
+        AttributeError: there is no such submodule.
+        ValueError, TypeError, UnsupportedModel: as :class:`enorm.ENorm` does; or the parameters to
+            rescale are not all in one of the optimizers.
+
+    Source: Stock et al. 2019, Algorithm 2.
+    """
+
+    def __init__(self, module: str = "", **options: Any) -> None:
+        super().__init__()
+        self._module = module
+        self._options = options
+        self._handle: RemovableHandle | None = None
+        self._loaded: dict[str, Any] = {}
+        self.enorm: ENorm | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trace the model and attach to its optimizer."""
+        model = pl_module.get_submodule(self._module)
+        options = dict(self._options)
+        plan = options.pop("plan", None)
+        plan = trace(model) if plan is None else plan
+        optimizer = _optimizer_of(trainer.optimizers, model, plan)
+        self.enorm = ENorm(model, optimizer, plan=plan, **options)
+        if self._loaded:
+            self.enorm.load_state_dict(self._loaded)
+        self._handle = self.enorm.attach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Detach."""
+        self._detach()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Detach."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs; empty before the first fit."""
+        return self._loaded if self.enorm is None else self.enorm.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint: at once, or when the fit begins."""
+        self._loaded = state_dict
+        if self._handle is not None and self.enorm is not None:
+            self.enorm.load_state_dict(state_dict)
+
+    def _detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            self._loaded = self.state_dict()
+
+
+def _optimizer_of(optimizers: Sequence[Optimizer], model: nn.Module, plan: Plan) -> Optimizer:
+    """The one that has the parameters of ``plan``; frozen ones need none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    needed = {id(parameters[name]) for name in plan.parameter_names()}
+    owners = [
+        optimizer
+        for optimizer in optimizers
+        if needed & {id(one) for group in optimizer.param_groups for one in group["params"]}
+    ]
+    if len(owners) != 1:
+        raise ValueError(
+            f"the parameters to rescale are in {len(owners)} of {len(optimizers)} optimizers: "
+            "ENorm needs one, so name a module whose parameters one optimizer has"
+        )
+    return owners[0]

@@ -1,0 +1,182 @@
+"""The callbacks, in real fits of the real packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import enorm
+
+SAMPLES, BATCH = 24, 4
+
+
+class Samples(Dataset[Any]):
+    """Drawn once; as pairs, or by name as Hugging Face wants them."""
+
+    def __init__(self, named: bool) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(SAMPLES, 6, generator=generator)
+        self.y = torch.randint(3, (SAMPLES,), generator=generator)
+        self.named = named
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        pair = self.x[index], self.y[index]
+        return {"x": pair[0], "labels": pair[1]} if self.named else pair
+
+
+def network() -> nn.Sequential:
+    """Three layers, always the same."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+
+
+def by_hand(epochs: int, **options: Any) -> nn.Sequential:
+    """What the trainers have to arrive at: Adam, with ENorm behind each step."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    enorm.ENorm(model, optimizer, **options).attach()
+    for _ in range(epochs):
+        for x, y in DataLoader(Samples(named=False), BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    """The same operations in the same order."""
+    for (name, mine), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7, msg=name)
+
+
+OPTIONS = {"c": 1.1, "every": 4}
+
+
+# Lightning's own dealings with torch and with data loaders.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning(tmp_path: Path) -> None:
+    """Two epochs, and one with a second from its checkpoint: weights and calls as by hand."""
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from enorm.lightning import ENormCallback
+
+    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x)
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def fit(epochs: int, module: str, checkpoint: Path | None = None) -> tuple[Any, Any, Any]:
+        task, callback = Task(), ENormCallback(module, **OPTIONS)
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            callbacks=[callback],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(task, DataLoader(Samples(named=False), BATCH), ckpt_path=checkpoint)
+        return task, callback, trainer
+
+    expected = by_hand(2, **OPTIONS)
+    task, callback, _ = fit(2, "")
+    assert_same(task.net, expected)
+    assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
+    task, _, trainer = fit(1, "net")
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    task, callback, _ = fit(2, "net", tmp_path / "one.ckpt")
+    assert_same(task.net, expected)
+    assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
+
+
+def test_lightning_with_two_optimizers() -> None:
+    """Each half of a group in one of them cannot be followed; a module in one can."""
+    pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from enorm.lightning import _optimizer_of
+
+    model = network()
+    plan = enorm.trace(model)
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    rest = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.1)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="in 2 of 2 optimizers"):
+        _optimizer_of([first, rest], model, plan)
+    whole = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert _optimizer_of([other, whole], model, plan) is whole
+
+
+def test_transformers(tmp_path: Path) -> None:
+    """Two epochs, and one resumed from the first's checkpoint: weights and calls as by hand."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    hf = pytest.importorskip("transformers", reason="transformers is not installed")
+    from enorm.transformers import ENormCallback
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            logits = self.net(x)
+            if labels is None:
+                return {"logits": logits}
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    def train(resume: str | None, folder: str) -> tuple[Any, Any]:
+        model, callback = Classifier(), ENormCallback("net", **OPTIONS)
+        arguments = hf.TrainingArguments(
+            output_dir=str(tmp_path / folder),
+            num_train_epochs=2,
+            per_device_train_batch_size=BATCH,
+            lr_scheduler_type="constant",
+            learning_rate=0.01,
+            max_grad_norm=0.0,
+            save_strategy="epoch",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            optim="adamw_torch",
+            adam_epsilon=1e-8,
+        )
+
+        class InOrder(hf.Trainer):  # type: ignore[misc, name-defined]
+            def _get_train_sampler(self, *_: Any) -> Any:
+                return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        InOrder(
+            model=model, args=arguments, train_dataset=Samples(named=True), callbacks=[callback]
+        ).train(resume_from_checkpoint=resume)
+        return model, callback
+
+    expected = by_hand(2, **OPTIONS)
+    model, callback = train(None, "whole")
+    assert_same(model.net, expected)
+    assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
+    first = tmp_path / "whole" / f"checkpoint-{SAMPLES // BATCH}"
+    assert (first / "enorm.pt").exists()
+    model, callback = train(str(first), "whole")
+    assert_same(model.net, expected)
+    assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
+    with pytest.warns(UserWarning, match="ENorm starts anew"):
+        train(str(first), "elsewhere")

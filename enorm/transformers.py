@@ -1,0 +1,97 @@
+"""ENorm as a callback of Hugging Face's ``Trainer``: ``pip install enorm[transformers]``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from enorm._stepper import ENorm
+
+_FILE = "enorm.pt"
+
+
+class ENormCallback(TrainerCallback):
+    """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.train``.
+
+    A step that mixed precision skips is none. Each ``checkpoint-N`` folder gets a file
+    ``enorm.pt`` with the state, from which a resumed training continues.
+
+    Args:
+        module: the dotted name of the submodule to rescale, such as ``"resnet"``; ``""`` for the
+            model itself.
+        options: of :class:`enorm.ENorm`: ``plan``, ``p``, ``c``, ``cycles`` and the others.
+
+    Attributes:
+        enorm: the :class:`enorm.ENorm` at work; None before the first training.
+
+    Raises (when training begins):
+        AttributeError: there is no such submodule.
+        ValueError, TypeError, UnsupportedModel: as :class:`enorm.ENorm` does.
+
+    Source: Stock et al. 2019, Algorithm 2.
+    """
+
+    def __init__(self, module: str = "", **options: Any) -> None:
+        self._module = module
+        self._options = options
+        self._handle: RemovableHandle | None = None
+        self.enorm: ENorm | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Trace the model and attach to the optimizer under accelerate's wrapper."""
+        self._detach()
+        model: nn.Module = kwargs["model"]
+        optimizer: Optimizer = kwargs["optimizer"]
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self.enorm = ENorm(model.get_submodule(self._module), inner, **self._options)
+        if state.global_step > 0:
+            path = _checkpoint(args, state)
+            if path.exists():
+                self.enorm.load_state_dict(torch.load(path, weights_only=True))
+            else:
+                warnings.warn(
+                    f"training resumes at step {state.global_step} without {path}: ENorm starts "
+                    "anew",
+                    stacklevel=2,
+                )
+        self._handle = self.enorm.attach()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the state beside the model's."""
+        if self.enorm is not None and state.is_world_process_zero:
+            path = _checkpoint(args, state)
+            partial = path.with_suffix(".tmp")
+            torch.save(self.enorm.state_dict(), partial)
+            os.replace(partial, path)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detach."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    assert args.output_dir is not None
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
