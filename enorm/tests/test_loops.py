@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -121,26 +122,40 @@ def test_autocast() -> None:
     assert enorm.verify(before, model, INPUTS.float()).ok
 
 
-def test_a_compiled_model_trains_on() -> None:
+def by_compiler(backend: str) -> str:
+    """The backend, if this machine has what it needs."""
+    if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        pytest.skip("no C++ compiler for torch.compile")
+    return backend
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_model_trains_on(backend: str) -> None:
     """Cycles change weights in place, which a compiled model reads anew."""
     model = network()
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend=by_compiler(backend))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     enorm.ENorm(model, optimizer, c=1.2).attach()
     losses(compiled, optimizer)  # type: ignore[arg-type]
     assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
 
 
-def test_a_compiled_optimizer_step() -> None:
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_optimizer_step(backend: str, attached: bool) -> None:
+    """The cycle runs beside the compiled code, whoever calls it."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     stepper = enorm.ENorm(model, optimizer, c=1.2)
-    step = torch.compile(optimizer.step, backend="eager")
+    if attached:
+        stepper.attach()
+    step = torch.compile(optimizer.step, backend=by_compiler(backend))
     for _ in range(3):
         optimizer.zero_grad()
         backward(model)
         step()
-        stepper.step()
+        if not attached:
+            stepper.step()
     assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
 
 
