@@ -10,6 +10,10 @@ Data flows one way: model → plan (:func:`trace`) → scales → weights.
 * :func:`balance_` rescales once, to the minimum;
 * :class:`ENorm` rescales by a cycle after every optimiser step;
 * :func:`energy` and :func:`residual` measure, :func:`verify` checks the function;
+* :func:`register_homogeneous`, :func:`register_state_rule` and :func:`plan_from_layers` say what
+  cannot be found out;
+* :mod:`enorm.compat` has the authors' signature, ``enorm.lightning`` and ``enorm.transformers``
+  callbacks for two trainers;
 * :mod:`enorm.reference` is the paper's Algorithm 1 in plain loops.
 """
 

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["docs/plans.md", "docs/adapters.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/plans.md", "docs/loops.md", "docs/adapters.md"]
+)
 def test_examples_print_what_the_page_says(name: str) -> None:
     blocks = BLOCK.findall((ROOT / name).read_text())
     variables: dict[str, object] = {}
@@ -30,7 +32,8 @@ def test_examples_print_what_the_page_says(name: str) -> None:
         else:
             assert printed.getvalue() == content
             checked += 1
-    assert checked == sum(kind == "text" for kind, _ in blocks) > 0
+    assert checked == sum(kind == "text" for kind, _ in blocks)
+    assert blocks
 
 
 def test_every_capability_is_documented() -> None:
