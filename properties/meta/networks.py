@@ -86,6 +86,9 @@ def build(name: str) -> nn.Module:
                 module.bias.normal_(0, 0.1)
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
+            elif isinstance(module, nn.Linear) and not module.weight.any():
+                # Some heads begin with zeros: outputs of zero would show no error.
+                nn.init.normal_(module.weight, std=0.02)
     return model
 
 
