@@ -183,7 +183,9 @@ class _RunningError(fx.Interpreter):
     def _moved(self, run: Any, args: Any, kwargs: Any) -> _Bounded:
         """Entries change places only."""
         bounded, *rest = args
-        return _Bounded(run(bounded.value, *rest, **kwargs), run(bounded.error, *rest, **kwargs))
+        # A view needs both to lie in memory as the network's own value would.
+        moved = (run(one.contiguous(), *rest, **kwargs) for one in (bounded.value, bounded.error))
+        return _Bounded(*moved)
 
     def _operation(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from dataclasses import dataclass
@@ -9,9 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
+from enorm._blame import largest_change, watched
 from enorm._graph import UnsupportedModel
+from enorm._plan import Group, Plan
 from enorm._rounding import error_bound, in_mode
+from enorm._trace import trace
+
+# Draws of noise; the largest change that one of them makes is the measure.
+_DRAWS = 4
+# Rescaling leaves up to four roundings of a unit u on a weight where a draw leaves 2u N(0, 1), and
+# every sum rounds in another way: a few times the noise. What is wrong shows at once.
+_MARGIN = 16.0
 
 
 @dataclass(frozen=True)
@@ -20,20 +31,46 @@ class Verification:
 
     Attributes:
         error: largest absolute difference of an output.
-        bound: what rounding may cause at that output; None if no bound is known for the network.
+        bound: what rounding may cause at that output at most; None if no bound is known.
         ratio: largest difference in units of its own bound; None without a bound.
+        noise: largest difference that relative noise of ``2 u N(0, 1)`` on every parameter makes,
+            u being its dtype's unit roundoff, in either model.
+        group: the group of hidden units that is furthest from rescaled, where to look first if the
+            function was not kept; None if the plan has none.
+        change: how far: the largest ``min_{d ≥ 0} ‖v − d u‖ / ‖v‖`` over its units, u and v being a
+            unit's values before and after over the batch. Rounding, or 0, where all is right.
         reason: why there is no bound, else None.
     """
 
     error: float
     bound: float | None
     ratio: float | None
+    noise: float
+    group: Group | None = None
+    change: float | None = None
     reason: str | None = None
 
     @property
-    def ok(self) -> bool | None:
-        """Whether every output is within its bound; None if no bound is known."""
-        return None if self.ratio is None else self.ratio <= 1
+    def ok(self) -> bool:
+        """Whether the function was kept as far as anyone can tell.
+
+        Every output is within its bound, if one is known, and no error exceeds 16 times the noise:
+        a bound holds for all roundings at once, and grows so fast with depth that in a deep network
+        anything is below it.
+        """
+        return (self.ratio is None or self.ratio <= 1) and self.error <= _MARGIN * self.noise
+
+    def __str__(self) -> str:
+        bound = "no bound is known" if self.bound is None else f"bound {self.bound:.2g}"
+        reason = "" if self.reason is None else f" ({self.reason})"
+        text = (
+            f"function {'kept' if self.ok else 'changed'}: largest error {self.error:.2g}, "
+            f"{bound}{reason}, noise of rounding {self.noise:.2g}"
+        )
+        if self.group is None:
+            return text
+        producers = ", ".join(one.module for one in self.group.producers)
+        return f"{text}; units of {producers} changed most, by {self.change:.2g}"
 
 
 def verify(
@@ -41,6 +78,7 @@ def verify(
     after: nn.Module,
     inputs: Any,
     *,
+    plan: Plan | None = None,
     rewrites: int = 1,
     training: bool = False,
 ) -> Verification:
@@ -49,34 +87,84 @@ def verify(
     Args:
         before: the model before rescaling, for instance a ``copy.deepcopy``.
         after: the model after it.
-        inputs: a tensor or a tuple of tensors, in the models' dtype and on their device.
+        inputs: a tensor or a tuple of tensors, in the models' dtype and on their device; a batch,
+            for of a single image nobody can tell which group was changed.
+        plan: from :func:`trace` on ``before`` or a model built like it; None traces.
         rewrites: how often rescaling has written the weights of ``after`` since ``before``.
         training: compare the functions of train mode, where BatchNorm takes the batch's own
-            statistics; the running ones stay as they are. The default is eval mode.
+            statistics and dropout draws alike for both; the running statistics stay as they are.
+            The default is eval mode.
 
     Raises:
-        ValueError: the outputs differ in shape or are not single tensors.
+        TypeError: the inputs are no tensors.
+        ValueError: the outputs differ in shape or structure, or hold no tensor.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    outputs = _output(before, arguments, training), _output(after, arguments, training)
-    for output in outputs:
-        if not isinstance(output, Tensor) or output.shape != outputs[0].shape:
-            raise ValueError("before and after must return one tensor each, of equal shape")
-    difference = (outputs[0].double() - outputs[1].double()).abs().flatten()
+    for value in arguments:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"inputs must be a tensor or a tuple of tensors, got a {type(value).__name__}"
+            )
+    if plan is None:
+        # Untraceable models can still be compared.
+        with contextlib.suppress(UnsupportedModel):
+            plan = trace(before)
+    old, old_form, old_units = _output(before, arguments, training, plan)
+    new, new_form, new_units = _output(after, arguments, training, plan)
+    if old_form != new_form or [one.shape for one in old] != [one.shape for one in new]:
+        raise ValueError("before and after must return tensors alike in number and shape")
+    difference = torch.cat([(a - b).abs().flatten() for a, b in zip(old, new, strict=True)])
+    if difference.numel() == 0:
+        raise ValueError("before and after return no numbers to compare")
     worst = int(difference.nan_to_num(math.inf).argmax())
+    error = difference[worst].item()
+    noise = max(_noise(before, old, arguments, training), _noise(after, new, arguments, training))
+    group, change = largest_change(plan, old_units, new_units)
     try:
         bounds = error_bound(before, arguments, rewrites=0, training=training).flatten()
         bounds += error_bound(after, arguments, rewrites=rewrites, training=training).flatten()
-    except UnsupportedModel as error:
-        return Verification(difference[worst].item(), None, None, str(error))
+    except UnsupportedModel as unknown:
+        return Verification(error, None, None, noise, group, change, str(unknown))
     ratios = torch.where(difference == 0, 0.0, difference / bounds).nan_to_num(math.inf)
-    return Verification(difference[worst].item(), bounds[worst].item(), ratios.amax().item())
+    return Verification(error, bounds[worst].item(), ratios.amax().item(), noise, group, change)
 
 
-def _output(model: nn.Module, arguments: tuple[Any, ...], training: bool) -> Any:
-    with torch.no_grad():
-        if training:
-            # A forward pass in train mode moves running statistics.
-            model = copy.deepcopy(model)
-        with in_mode(model, training):
-            return model(*arguments)
+def _noise(
+    model: nn.Module, outputs: list[Tensor], arguments: tuple[Any, ...], training: bool
+) -> float:
+    """The largest change that noise on the parameters makes; seeded."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    originals = [(one, one.detach().clone()) for one in twin.parameters() if _rounds(one)]
+    for _ in range(_DRAWS):
+        with torch.no_grad():
+            for parameter, original in originals:
+                draw = torch.randn(original.shape, generator=generator, dtype=torch.float64)
+                wide, limits = original.double(), torch.finfo(original.dtype)
+                # A weight below the normal numbers is off by some of the smallest number.
+                spread = wide.abs() * limits.eps + limits.smallest_normal * limits.eps
+                parameter.copy_(wide + spread * draw.to(original.device))
+        changed, _, _ = _output(twin, arguments, training)
+        for one, other in zip(outputs, changed, strict=True):
+            if one.numel():
+                largest = max(largest, (one - other).abs().amax().nan_to_num(0.0).item())
+    return largest
+
+
+def _rounds(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and not parameter.is_meta
+
+
+def _output(
+    model: nn.Module, arguments: tuple[Any, ...], training: bool, plan: Plan | None = None
+) -> tuple[list[Tensor], Any, dict[str, Tensor]]:
+    """Tensors in what the model returns, in float64, how they stand there, and its units."""
+    if training:
+        # A forward pass in train mode moves running statistics.
+        model = copy.deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training):
+        torch.manual_seed(0)
+        with watched(model, plan) as units:
+            leaves, form = tree_flatten(model(*arguments))
+    return [one.double() for one in leaves if isinstance(one, Tensor)], form, units

@@ -71,7 +71,9 @@ class Training(RuleBasedStateMachine):
             if training and found.ratio is None:
                 assert "varies less than rounding" in (found.reason or ""), found.reason
                 continue
-            assert found.ok, self._failure("error of the function", found.error, found.bound or 0)
+            assert found.ratio is not None
+            kept = found.ratio <= 1
+            assert kept, self._failure("error of the function", found.error, found.bound or 0)
         energies = [oracle.energy(model, 2.0, self.c) for model in (before, self.model)]
         bound = energies[0] * (1 + tolerances.energy(self.net.torch_dtype, 2.0))
         assert energies[1] <= bound, self._failure("energy", energies[1], bound)

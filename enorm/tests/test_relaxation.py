@@ -116,7 +116,7 @@ def test_branches_contract_as_the_hessian_says(p: float, c: float, order: Order)
     result = enorm.balance_(model, p=p, c=c, tol=1e-13)
     lowest, _ = energy_of(plan, before, p, c).minimum()
     assert result.energy_after == pytest.approx(lowest, rel=1e-10)
-    assert enorm.verify(before, model, torch.randn(6, 3, dtype=torch.float64)).ok is not False
+    assert enorm.verify(before, model, torch.randn(6, 3, dtype=torch.float64)).ok
     problem = energy_of(plan, model, p, c)
     hessian = problem.hessian(np.zeros(problem.size))
     direction = np.random.default_rng(1).uniform(-1, 1, problem.size)

@@ -204,7 +204,7 @@ def test_a_batch_without_variance_has_no_bound() -> None:
     ):
         enorm.error_bound(model, torch.ones(3, 1), training=True)
     found = enorm.verify(model, model, torch.ones(3, 1), training=True)
-    assert (found.error, found.bound, found.ratio, found.ok) == (0.0, None, None, None)
+    assert (found.error, found.bound, found.ratio, found.ok) == (0.0, None, None, True)
     assert found.reason is not None
     assert "varies less than rounding" in found.reason
 
@@ -395,12 +395,16 @@ def test_verify_adds_the_bounds_of_both_models(training: bool) -> None:
 
 def test_verify_fails_on_nan_and_on_other_shapes() -> None:
     one, other = nn.Linear(3, 2), nn.Linear(3, 4)
-    text = "^before and after must return one tensor each, of equal shape$"
+    text = "^before and after must return tensors alike in number and shape$"
     with pytest.raises(ValueError, match=text):
         enorm.verify(one, other, torch.zeros(1, 3))
     several = Written(lambda m, x: (m.a(x), m.b(x)))
     with pytest.raises(ValueError, match=text):
-        enorm.verify(several, several, torch.zeros(1, 6))
+        enorm.verify(several, Written(lambda m, x: m.a(x)), torch.zeros(1, 6))
+    with pytest.raises(ValueError, match="return no numbers to compare"):
+        enorm.verify(one, one, torch.zeros(0, 3))
+    with pytest.raises(TypeError, match="a tensor or a tuple of tensors, got a dict"):
+        enorm.verify(one, one, {"x": torch.zeros(1, 3)})
     sound, spoiled = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))
     nn.init.constant_(spoiled.get_parameter("0.bias"), float("nan"))
     found = enorm.verify(sound, spoiled, torch.zeros(1, 3))

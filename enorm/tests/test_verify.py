@@ -1,0 +1,160 @@
+"""What ``verify`` says of a network that was changed: that, by how much, and where to look."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import enorm
+
+
+def chain() -> nn.Sequential:
+    """Four layers, the units of each rescaled by a group of their own."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 6), nn.LeakyReLU()]
+    return nn.Sequential(*layers, nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+
+
+def convolutional() -> nn.Sequential:
+    """Units along axis 1, behind BatchNorm and in front of a flatten."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    second = [nn.ConvTranspose2d(4, 3, 2), nn.ReLU(), nn.GroupNorm(1, 3), nn.ReLU(), nn.Flatten()]
+    third = [nn.Linear(75, 6), nn.BatchNorm1d(6), nn.ReLU()]
+    return nn.Sequential(*first, *second, *third, nn.Linear(6, 2)).double()
+
+
+def sequence() -> nn.Sequential:
+    """Units along the axis before the last, then the last."""
+    torch.manual_seed(0)
+    first = [nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, affine=True), nn.ReLU(), nn.Conv1d(4, 6, 1)]
+    second = [nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)]
+    return nn.Sequential(*first, nn.ReLU(), *second).double()
+
+
+NETWORKS = {
+    "chain": (chain, (16, 5)),
+    "convolutional": (convolutional, (6, 2, 6, 6)),
+    "sequence": (sequence, (6, 2, 7)),
+}
+
+
+def producers(group: enorm.Group | None) -> list[str]:
+    assert group is not None
+    return [one.module for one in group.producers]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_group_is_only_rescaled(name: str, training: bool) -> None:
+    """Rounding is all that remains of any unit, whichever axis it lies along."""
+    make, shape = NETWORKS[name]
+    before = make()
+    after = copy.deepcopy(before)
+    enorm.balance_(after)
+    found = enorm.verify(before, after, torch.randn(*shape).double(), training=training)
+    assert found.ok
+    assert found.change is not None
+    # A unit's values are sums of at most 75 products of numbers of order one.
+    assert 0 < found.change < 75 * 2**-50
+
+
+@pytest.mark.parametrize(
+    ("name", "spoiled", "producer"),
+    [
+        ("chain", "2.weight", "2"),
+        ("chain", "4.bias", "4"),
+        ("convolutional", "3.weight", "5"),
+        ("convolutional", "1.bias", "1"),
+        ("convolutional", "9.bias", "9"),
+        ("sequence", "1.bias", "1"),
+    ],
+)
+def test_the_group_that_was_changed_is_named(name: str, spoiled: str, producer: str) -> None:
+    """One entry is off by a tenth: that shows where it stands, or behind, and never in front."""
+    make, shape = NETWORKS[name]
+    before = make()
+    after = copy.deepcopy(before)
+    enorm.balance_(after)
+    with torch.no_grad():
+        after.get_parameter(spoiled).view(-1)[1] += 0.1
+    found = enorm.verify(before, after, torch.randn(*shape).double())
+    assert not found.ok
+    first = [producers(group)[0] for group in enorm.trace(before).groups]
+    assert first.index(producers(found.group)[0]) >= first.index(producer)
+    assert found.change is not None
+    assert found.change > 1e-4
+    assert f"units of {', '.join(producers(found.group))} changed most" in str(found)
+    assert str(found).startswith("function changed: ")
+
+
+def test_a_unit_that_changes_its_sign_changed_wholly() -> None:
+    before = chain()
+    after = copy.deepcopy(before)
+    with torch.no_grad():
+        after.get_parameter("2.weight").neg_()
+        after.get_parameter("2.bias").neg_()
+    found = enorm.verify(before, after, torch.randn(9, 5).double())
+    assert producers(found.group) == ["2"]
+    assert found.change == 1.0
+
+
+def test_not_finite_or_of_another_width_changed_wholly() -> None:
+    before = chain()
+    after, wider = copy.deepcopy(before), copy.deepcopy(before)
+    nn.init.constant_(after.get_parameter("0.bias"), float("nan"))
+    assert enorm.verify(before, after, torch.randn(9, 5).double()).change == 1.0
+    wider[2], wider[4] = nn.Linear(7, 8).double(), nn.Linear(8, 4).double()
+    assert enorm.verify(before, wider, torch.randn(9, 5).double()).change == 1.0
+
+
+def test_dead_units_did_not_change() -> None:
+    before = chain()
+    nn.init.zeros_(before.get_parameter("2.weight"))
+    nn.init.zeros_(before.get_parameter("2.bias"))
+    found = enorm.verify(before, copy.deepcopy(before), torch.randn(9, 5).double())
+    assert (found.error, found.change, found.ok) == (0.0, 0.0, True)
+
+
+def test_without_groups_there_is_none_to_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 2))
+    found = enorm.verify(model, model, torch.randn(4, 3))
+    assert (found.group, found.change) == (None, None)
+    assert "units of" not in str(found)
+    assert "no bound is known (no rounding bound is known for 1 (GELU))" in str(found)
+
+
+def test_a_plan_says_what_tracing_cannot() -> None:
+    """The branch cannot be traced; its layers can be named."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Twice as much for positive sums."""
+            h = torch.relu(self.a(x))
+            result: torch.Tensor = self.b(2 * h if x.sum() > 0 else h)
+            return result
+
+    before = Branching().double()
+    after = copy.deepcopy(before)
+    plan = enorm.plan_from_layers(before, ["a", "b"])
+    enorm.balance_(after, plan)
+    inputs = torch.randn(6, 4).double()
+    assert enorm.verify(before, after, inputs).group is None
+    found = enorm.verify(before, after, inputs, plan=plan)
+    assert found.ok
+    assert producers(found.group) == ["a"]
+
+
+def test_the_models_are_left_as_they_were() -> None:
+    model = convolutional()
+    state = copy.deepcopy(model.state_dict())
+    enorm.verify(model, model, torch.randn(6, 2, 6, 6).double(), training=True)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
