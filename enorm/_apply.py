@@ -15,7 +15,7 @@ from enorm._plan import Layer, Plan
 from enorm._sharded import local, rows_of
 
 # Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
-_NARROW = 24.0
+NARROW = 24.0
 
 
 @dataclass(frozen=True)
@@ -89,34 +89,43 @@ def write_(
     """
     # All of it is looked up first: what is unknown is found before anything has changed.
     everything = [
-        [(tensors[target.name], 1), *_following(target, tensors, followers, inverse)]
+        [(tensors[target.name], 1), *following(target, tensors, followers, inverse)]
         for target in targets
     ]
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
-    factors = _Factors(z)
+    factors = Factors(z)
     widest = factors.exponents.abs().amax().item() if moderate and on_cpu else math.inf
     for target, tensors_and_powers in zip(targets, everything, strict=True):
         for tensor, power in tensors_and_powers:
-            narrow = abs(power) * widest <= _NARROW
+            narrow = abs(power) * widest <= NARROW
             if narrow and tensor.dtype in (torch.float32, torch.float64):
                 _scale_narrow_(tensor, target, factors, power)
             else:
                 _scale_wide_(tensor, target, z, power)
 
 
-class _Factors:
-    """``d`` to some power in some dtype: of all groups at once, for they are many and small."""
+class Factors:
+    """``d`` to some power in some dtype: of all groups at once, for they are many and small.
+
+    Attributes:
+        exponents: ``log2 d`` of all groups, one behind the other.
+        sizes: of the groups.
+    """
 
     def __init__(self, z: Sequence[Tensor]) -> None:
         self.exponents = torch.cat(list(z))
-        self._sizes = [len(one) for one in z]
+        self.sizes = [len(one) for one in z]
         self._made: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
 
+    def whole(self, power: int, dtype: torch.dtype) -> Tensor:
+        """``d ** power`` of all groups, one behind the other."""
+        return torch.exp2(self.exponents * power).to(dtype)
+
     def __call__(self, power: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        """``d ** power``, one vector per group."""
         if (power, dtype) not in self._made:
-            made = torch.exp2(self.exponents * power).to(dtype)
-            self._made[power, dtype] = made.split(self._sizes)
+            self._made[power, dtype] = self.whole(power, dtype).split(self.sizes)
         return self._made[power, dtype]
 
 
@@ -126,10 +135,10 @@ def touched_tensors(
     """The parameters and what follows them: all that :func:`write_` changes."""
     for target in targets:
         yield tensors[target.name]
-        yield from (tensor for tensor, _ in _following(target, tensors, followers, ()))
+        yield from (tensor for tensor, _ in following(target, tensors, followers, ()))
 
 
-def _following(
+def following(
     target: Target,
     tensors: Mapping[str, Tensor],
     followers: Followers | None,
@@ -184,14 +193,22 @@ def _own(vector: Tensor, tensor: Tensor) -> Tensor:
     return vector if rows is None else rows.own(vector)
 
 
-def _scale_narrow_(tensor: Tensor, target: Target, factors: _Factors, power: int) -> None:
+def _scale_narrow_(tensor: Tensor, target: Target, factors: Factors, power: int) -> None:
     """One factor after the other, in the tensor's own dtype."""
     view = target.view(local(tensor))
+    entries = 1
+    if target.columns and view.dim() > 2 and view.is_contiguous():
+        # A kernel's few positions make slow rows of their own: they lie with the columns.
+        columns = view.shape[2 if target.groups > 1 else 1]
+        view = view.flatten(2 if target.groups > 1 else 1)
+        entries = view.shape[-1] // columns
     if target.rows is not None:
         factor = _own(factors(power, tensor.dtype)[target.rows], tensor)
         view.mul_(along_rows(factor, view, target.groups))
     if target.columns:
         factor = target.column_vector(factors(-power, tensor.dtype), 1.0)
+        if entries > 1:
+            factor = factor.repeat_interleave(entries)
         view.mul_(along_columns(factor, view, target.groups))
 
 

@@ -17,6 +17,8 @@ from enorm._masses import Masses, Precision, Workspace, range_margin
 from enorm._sharded import local, rows_of
 from enorm._solve import Order, Problem
 
+# Of each group, by term.
+Coefficients = Sequence[Mapping[int, float]]
 # Coefficients of one group that are further apart, in powers of two, leave too little range.
 _WIDEST_COEFFICIENTS = 40.0
 
@@ -49,20 +51,9 @@ class PlainCycles:
         self._workspace = Workspace()
         self._masses: dict[int, Masses] = {}
         self._early: dict[int, Tensor] = {}
-        biases = [tensors[name] for names in problem.biases for name in names]
-        self._biases = [local(bias).detach() for bias in biases]
-        self._spread = rows_of(biases[0]) if biases else None
-        # Only ratios matter within a group: its first producer counts once.
-        self._coefficients = [
-            {
-                t: problem.terms[t].log2_coefficient - problem.terms[members[0]].log2_coefficient
-                for t in members
-            }
-            for members in (
-                (*producers, *consumers)
-                for producers, consumers in zip(problem.producers, problem.consumers, strict=True)
-            )
-        ]
+        self._biases = [tensors[name] for names in problem.biases for name in names]
+        self._spread = rows_of(self._biases[0]) if self._biases else None
+        self._coefficients = coefficients_of(problem)
 
     def __call__(self) -> list[Tensor] | None:
         """``log2 d`` per group, ``(size,)`` float64, or None where the precision is too narrow.
@@ -70,9 +61,7 @@ class PlainCycles:
         Waits for the device, to see whether it is.
         """
         problem = self._problem
-        if any(
-            abs(x) > _WIDEST_COEFFICIENTS for group in self._coefficients for x in group.values()
-        ):
+        if self._coefficients is None:
             return None
         # An interrupted call may have left some, of weights as they were then.
         self._masses.clear()
@@ -90,8 +79,8 @@ class PlainCycles:
                     for t in problem.consumers[group]
                 ]
                 sums += [*produced, *consumed]
-                p_mass = _weighted(produced, [coefficients[t] for t in problem.producers[group]])
-                q_mass = _weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
+                p_mass = weighted(produced, [coefficients[t] for t in problem.producers[group]])
+                q_mass = weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
                 scale = torch.div(q_mass, p_mass).sqrt_()
                 if problem.coupled[group]:
                     current = s[group]
@@ -123,7 +112,10 @@ class PlainCycles:
     def _mass(self, index: int) -> Masses:
         if index not in self._masses:
             term, p = self._problem.terms[index], self._problem.p
-            self._masses[index] = term.masses(self._tensors, p, self._precision, self._workspace)
+            once = self._cycles == 1
+            self._masses[index] = term.masses(
+                self._tensors, p, self._precision, self._workspace, once=once
+            )
         return self._masses[index]
 
     def _release(self, terms: Sequence[int]) -> None:
@@ -133,37 +125,69 @@ class PlainCycles:
 
     def _checked(self, sums: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor] | None:
         together = torch.cat(list(scales))
-        info = torch.finfo(together.dtype)
-        # A mass below the smallest normal number may have vanished, and a scale of at most `reach`
-        # may have weighted it. NaN compares false.
-        reach = info.smallest_normal ** (-1 / 3)
-        least, most = (one.item() for one in torch.aminmax(together))
-        low, high = (one.item() for one in torch.aminmax(torch.cat(list(sums))))
-        margin = range_margin(together.dtype)
-        if not (least > 1 / reach and most < reach):
-            return None
-        if not (low > info.smallest_normal * margin * reach and high < info.max / margin):
-            return None
-        if self._biases:
-            largest = self._largest_bias()
+        extremes = (*torch.aminmax(together), *torch.aminmax(torch.cat(list(sums))))
+        least, most, low, high = (one.item() for one in extremes)
+        grown = 0.0
+        if self._biases and most >= 0:
             limit = min(torch.finfo(bias.dtype).max for bias in self._biases) / 2
-            if not largest * max(1.0, most ** (1 / self._problem.p)) <= limit:
-                return None
+            grown = self._largest_bias() * max(1.0, most ** (1 / self._problem.p)) / limit
+        if not trusted(together.dtype, least, most, low, high, grown):
+            return None
         z = together.double().log2_().div_(self._problem.p)
         return list(z.split([len(scale) for scale in scales]))
 
     def _largest_bias(self) -> float:
-        largest = torch.cat([bias.abs() for bias in self._biases] or [torch.zeros(1)]).amax()
+        largest = torch.cat([local(bias).detach().abs() for bias in self._biases]).amax()
         if self._spread is not None and self._spread.group is not None:
             largest = self._spread.largest(largest)
         return largest.item()
+
+
+def coefficients_of(problem: Problem) -> Coefficients | None:
+    """Exponents of two for the terms of each group; None where they leave too little range."""
+    found = []
+    for producers, consumers in zip(problem.producers, problem.consumers, strict=True):
+        # Only ratios matter within a group: its first producer counts once.
+        first = problem.terms[producers[0]].log2_coefficient
+        members = (*producers, *consumers)
+        found.append({t: problem.terms[t].log2_coefficient - first for t in members})
+    if any(abs(x) > _WIDEST_COEFFICIENTS for group in found for x in group.values()):
+        return None
+    return found
+
+
+def trusted(
+    dtype: torch.dtype, least: float, most: float, low: float, high: float, grown: float
+) -> bool:
+    """Whether a cycle's plain arithmetic stayed within ``dtype``; NaN compares false.
+
+    Args:
+        dtype: of sums and scales.
+        least: the smallest scale, to the power p.
+        most: the largest.
+        low: the smallest sum.
+        high: the largest.
+        grown: the largest bias that a scale may make, as a share of half of its dtype's maximum.
+    """
+    info = torch.finfo(dtype)
+    # A mass below the smallest normal number may have vanished, and a scale of at most `reach`
+    # may have weighted it.
+    reach = info.smallest_normal ** (-1 / 3)
+    margin = range_margin(dtype)
+    return (
+        least > 1 / reach
+        and most < reach
+        and low > info.smallest_normal * margin * reach
+        and high < info.max / margin
+        and grown <= 1
+    )
 
 
 def _at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
     return None if group is None else vectors[group]
 
 
-def _weighted(parts: Sequence[Tensor], log2_coefficients: Sequence[float]) -> Tensor:
+def weighted(parts: Sequence[Tensor], log2_coefficients: Sequence[float]) -> Tensor:
     """``Σ 2^coefficient · part``."""
     total: Tensor | None = None
     for part, log2_coefficient in zip(parts, log2_coefficients, strict=True):

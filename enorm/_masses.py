@@ -30,19 +30,25 @@ Precision = Literal["float32", "float64", "log"]
 
 
 class Workspace:
-    """Buffers that one weight's masses leave for the next: fresh pages cost more than the sums."""
+    """Memory that one weight's masses leave for the next: fresh pages cost more than the sums."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._free: dict[torch.dtype, list[Tensor]] = {}
 
-    def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised contiguous tensor."""
-        free = self._free.get((torch.Size(shape), dtype))
-        return free.pop() if free else torch.empty(shape, dtype=dtype, device=device)
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised vector of at least ``size`` entries; the caller takes what it needs."""
+        free = self._free.setdefault(dtype, [])
+        for place, buffer in enumerate(free):
+            if len(buffer) >= size:
+                return free.pop(place)
+        # Too small for this weight, and so for the next of its size.
+        if free:
+            free.pop()
+        return torch.empty(size, dtype=dtype, device=device)
 
     def give(self, buffer: Tensor) -> None:
         """Take ``buffer`` back for later; the giver must not use it any more."""
-        self._free.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
+        self._free.setdefault(buffer.dtype, []).append(buffer)
 
 
 class Masses:
@@ -61,6 +67,8 @@ class Masses:
             if it is whole.
         precision: the representation.
         workspace: where the powers of the entries are kept; None allocates.
+        once: whether the masses serve one cycle only, which is not worth summing kernel positions
+            for.
 
     Attributes:
         seen: sums and factors computed so far, for :func:`lost_range`.
@@ -80,6 +88,7 @@ class Masses:
         spread: Rows | None = None,
         precision: Precision,
         workspace: Workspace | None = None,
+        once: bool = False,
     ) -> None:
         self._maxima = p == math.inf
         # The power that entries are raised to, and scales with them.
@@ -95,28 +104,40 @@ class Masses:
         self._workspace = workspace or Workspace()
         self._buffer: Tensor | None = None
         self._matrix: Tensor | None = None
+        # Columns of the matrix that belong to one unit.
+        self._entries = 1
         if weight.dim() == 1:
             # Its own memory, for sums are looked at after the buffer went to the next weight.
             self._sums = self._powers(weight).clone()
+            self.release()
             return
-        # Axes from here on: groups if there are any, rows, units of the columns, entries of each.
+        # Axes from here on: groups if there are any, rows, units' entries side by side.
         lead = weight.shape[: 2 if grouped else 1]
-        by_unit = weight.reshape(*lead, weight.shape[len(lead)] // block, -1)
-        if rows and columns:
-            powers = self._powers(by_unit)
-            self._matrix = powers.squeeze(-1) if powers.shape[-1] == 1 else self._inner(powers)
+        units = weight.shape[len(lead)] // block
+        flat = weight.reshape(*lead, -1)
+        entries = flat.shape[-1] // units if units else 1
+        if not columns:
+            self._sums = self._along_rows(flat).flatten()
+            self.release()
+        elif not rows:
+            sums = self._sum(self._powers(flat), -2)
+            self._sums = self._by_unit(sums, entries).flatten()
+            self.release()
+        else:
+            powers = self._powers(flat)
+            if entries > 1 and once and not self.log:
+                self._matrix, self._entries = powers, entries
+            else:
+                self._matrix = self._by_unit(powers, entries)
             if hollow:
                 zero = -math.inf if self.log else 0.0
                 first = 0 if self._spread is None else self._spread.start
-                self._matrix.diagonal(first, dim1=-2, dim2=-1).fill_(zero)
-        elif rows:
-            self._sums = self._sums_along(by_unit.flatten(-2), (-1,)).flatten()
-        else:
-            self._sums = self._sums_along(by_unit, (-3, -1)).flatten()
+                by_unit = self._matrix.unflatten(-1, (-1, self._entries))
+                by_unit.diagonal(first, dim1=-3, dim2=-2).fill_(zero)
 
     def _powers(self, weight: Tensor) -> Tensor:
-        powers = self._workspace.take(weight.shape, self.dtype, weight.device)
-        self._buffer = powers
+        self._buffer = self._workspace.take(weight.numel(), self.dtype, weight.device)
+        powers = self._buffer[: weight.numel()].view(weight.shape)
         if self.p == 2 and weight.dtype is self.dtype and not self.log:
             return torch.square(weight, out=powers)
         # Converted before it is raised: a float32 power may overflow where a float64 one does not.
@@ -131,15 +152,23 @@ class Masses:
             self._workspace.give(self._buffer)
             self._buffer = self._matrix = None
 
-    def _inner(self, powers: Tensor) -> Tensor:
-        """Summed over kernel positions, the last axis."""
+    def _by_unit(self, powers: Tensor, entries: int) -> Tensor:
+        """Summed over the entries of each unit, which stand side by side on the last axis."""
+        if entries == 1:
+            return powers
+        parts = powers.unflatten(-1, (-1, entries))
         if self.log:
-            return self._combined(powers, (-1,))
+            return self._combined(parts, (-1,))
         # Rows this short are summed fastest by a matrix product.
-        positions = powers.shape[-1]
-        return torch.mv(powers.view(-1, positions), powers.new_ones(positions)).view(
-            powers.shape[:-1]
-        )
+        ones = powers.new_ones(entries)
+        return torch.mv(parts.reshape(-1, entries), ones).view(parts.shape[:-1])
+
+    def _along_rows(self, weight: Tensor) -> Tensor:
+        if self.log:
+            return self._sum(self._powers(weight), -1)
+        # One fused pass over contiguous rows, without a tensor of powers in between.
+        norms: Tensor = torch.linalg.vector_norm(weight, self.p, -1, dtype=self.dtype)
+        return norms.square_() if self.p == 2 else norms.pow_(self.p)
 
     def _sum(self, powers: Tensor, axis: int) -> Tensor:
         return self._combined(powers, (axis,)) if self.log else powers.sum(axis)
@@ -147,13 +176,6 @@ class Masses:
     def _combined(self, logarithms: Tensor, axes: tuple[int, ...]) -> Tensor:
         """Of logarithms: that of the sum, or the maximum."""
         return logarithms.amax(axes) if self._maxima else _logsumexp2(logarithms, axes)
-
-    def _sums_along(self, weight: Tensor, axes: tuple[int, ...]) -> Tensor:
-        if self.log:
-            return self._combined(self._powers(weight), axes)
-        # One fused pass, without a tensor of powers in between.
-        norms: Tensor = torch.linalg.vector_norm(weight, self.p, axes, dtype=self.dtype)
-        return norms.square_() if self.p == 2 else norms.pow_(self.p)
 
     def matrix(self) -> Tensor:
         """``log2 M``, ``(out, units)``, for logarithms; summed to size 1 where no scales stand."""
@@ -165,14 +187,14 @@ class Masses:
         """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
             return self._gathered(self._sums)
-        return self._gathered(self._total(self._matrix, factors))
+        return self._gathered(self._row_total(self._matrix, factors))
 
     def column_sums(self, factors: Tensor | None) -> Tensor:
         """``Σ_i M[i, j] f_i``, shape ``(units,)``, not for logarithms; None stands for ones."""
         if self._matrix is None:
             return self._added(self._sums)
         own = factors if factors is None else self._own(factors)
-        return self._added(self._total(self._matrix.mT, own))
+        return self._added(self._column_total(self._matrix, own))
 
     def rows(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
@@ -184,19 +206,19 @@ class Masses:
         if self.log:
             return self._gathered(self._log_total(self._matrix, exponents))
         shift, factors = self._factors(exponents)
-        return self._log2(self._gathered(self._total(self._matrix, factors))).add_(shift)
+        return self._log2(self._gathered(self._row_total(self._matrix, factors))).add_(shift)
 
     def columns(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_i M[i, j] 2^(p z_i)``, shape ``(units,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:
             return self._log2(self._added(self._sums))
         if z is None:
-            return self._log2(self._added(self._sum(self._matrix, -2).flatten()))
+            return self._log2(self._added(self._column_total(self._matrix, None)))
         exponents = z * self.p
         if self.log:
             return self._added(self._log_total(self._matrix.mT, self._own(exponents)))
         shift, factors = self._factors(exponents)
-        sums = self._added(self._total(self._matrix.mT, self._own(factors)))
+        sums = self._added(self._column_total(self._matrix, self._own(factors)))
         return self._log2(sums).add_(shift)
 
     def _own(self, vector: Tensor) -> Tensor:
@@ -219,13 +241,15 @@ class Masses:
         shift = torch.where(top == -math.inf, 0.0, top)
         return self._spread.added(torch.exp2(of_columns - shift)).log2_().add_(shift)
 
-    def _total(self, matrix: Tensor, factors: Tensor | None) -> Tensor:
-        """``Σ_j matrix[…, i, j] f_j``, factors counted through all groups."""
-        if factors is None:
-            return matrix.sum(-1).flatten()
-        if matrix.dim() == 2:
-            return torch.mv(matrix, factors)
-        return torch.bmm(matrix, factors.view(len(matrix), -1, 1)).flatten()
+    def _row_total(self, matrix: Tensor, factors: Tensor | None) -> Tensor:
+        if factors is not None and self._entries > 1:
+            factors = factors.repeat_interleave(self._entries)
+        return _total(matrix, factors)
+
+    def _column_total(self, matrix: Tensor, factors: Tensor | None) -> Tensor:
+        if self.log:
+            return self._sum(matrix, -2).flatten()
+        return self._by_unit(_total(matrix.mT, factors), self._entries)
 
     def _log2(self, sums: Tensor) -> Tensor:
         if self.log:
@@ -245,6 +269,15 @@ class Masses:
         """``log2 Σ_j 2^(matrix[…, i, j] + e_j)``, exponents counted through all groups."""
         spread = exponents if matrix.dim() == 2 else exponents.view(len(matrix), 1, -1)
         return self._combined(matrix + spread, (-1,)).flatten()
+
+
+def _total(matrix: Tensor, factors: Tensor | None) -> Tensor:
+    """``Σ_j matrix[…, i, j] f_j``, factors counted through all groups; None stands for ones."""
+    if factors is None:
+        return matrix.sum(-1).flatten()
+    if matrix.dim() == 2:
+        return torch.mv(matrix, factors)
+    return torch.bmm(matrix, factors.view(len(matrix), -1, 1)).flatten()
 
 
 def lost_range(seen: Sequence[Tensor], *, zeros_are_dead: bool) -> Tensor:

@@ -60,8 +60,10 @@ class Term:
         p: float,
         precision: Precision,
         workspace: Workspace | None = None,
+        *,
+        once: bool = False,
     ) -> Masses:
-        """Masses of the weight as it is now."""
+        """Masses of the weight as it is now, ``once`` for a single cycle."""
         weight = tensors[self.weight]
         view = canonical(local(weight), self.layer)
         if self.length is not None:
@@ -77,6 +79,7 @@ class Term:
             spread=rows_of(weight),
             precision=precision,
             workspace=workspace,
+            once=once,
         )
 
 
@@ -321,7 +324,10 @@ class Scales:
     def _mass(self, index: int) -> Masses:
         if index not in self._masses:
             term, p = self.problem.terms[index], self.problem.p
-            self._masses[index] = term.masses(self._tensors, p, self.precision, self._workspace)
+            once = not self._keep_masses
+            self._masses[index] = term.masses(
+                self._tensors, p, self.precision, self._workspace, once=once
+            )
         return self._masses[index]
 
     def _collect(self, masses: Masses) -> None:

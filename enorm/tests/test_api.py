@@ -370,9 +370,10 @@ def test_defaults_are_those_of_the_contract() -> None:
         "order": "cyclic",
         "precondition_bias": False,
         "copies": (),
+        "compile": False,
     }
     assert defaults(enorm.trace) == {"example_inputs": None, "strict": False, "exclude": ()}
-    assert defaults(enorm.verify) == {"rewrites": 1, "training": False}
+    assert defaults(enorm.verify) == {"plan": None, "rewrites": 1, "training": False}
     assert defaults(enorm.error_bound) == {"rewrites": 1, "training": False}
     assert defaults(enorm.reference.cycle) == {"p": 2.0, "c": 1.0, "order": "cyclic"}
     assert defaults(enorm.reference.energy) == {"p": 2.0, "c": 1.0}

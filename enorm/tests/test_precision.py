@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import enorm
+from enorm._cycle import PlainCycles
 from enorm._masses import lost_range
 from enorm._stepper import precisions
 from properties import oracle, tolerances
@@ -94,7 +95,7 @@ def test_steps_use_their_memory_again() -> None:
     net = Net(inputs=5, hidden=tuple(Hidden(out=5) for _ in range(5)), outputs=5, dtype="float32")
     stepper = enorm.ENorm(net.build())
     counts = []
-    assert stepper._plain is not None
+    assert isinstance(stepper._plain, PlainCycles)
     for _ in range(3):
         stepper.step()
         counts.append([len(buffers) for buffers in stepper._plain._workspace._free.values()])

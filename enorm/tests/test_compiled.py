@@ -1,0 +1,171 @@
+"""A compiled step does what the plain one does, and what logarithms do where nothing is checked."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import enorm
+from enorm._compiled import CompiledCycles
+from enorm._plan import tensors_of
+from enorm._solve import Scales, build_problem
+
+
+class Residual(nn.Module):
+    """A coupled weight, a grouped and a transposed convolution, a concatenation and norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.side = nn.ConvTranspose2d(3, 4, 3, padding=1)
+        self.mix = nn.Conv2d(12, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = nn.Linear(6 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Four by four positions."""
+        h = torch.relu(self.stem(x))
+        h = torch.relu(h + self.b(h) + self.a(h))
+        h = torch.relu(self.mix(torch.cat([h, torch.relu(self.side(x))], 1)))
+        result: Tensor = self.last(torch.relu(self.norm(h)).flatten(1))
+        return result
+
+
+def mlp() -> nn.Module:
+    """Biases and a layer of another width."""
+    first = [nn.Linear(3 * 16, 20), nn.ReLU(), nn.Linear(20, 11), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *first, nn.Linear(11, 5))
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(6, 3, 4, 4, generator=generator).to(dtype)
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "settings"),
+    [
+        (mlp, torch.float32, {"c": 1.2, "cycles": 2}),
+        (mlp, torch.float64, {"p": 1.0, "order": "jacobi", "cycles": 2}),
+        (Residual, torch.float32, {"c": 1.1}),
+        (Residual, torch.float64, {"p": 3.0}),
+        (Residual, torch.bfloat16, {"batchnorm": "ignore"}),
+    ],
+)
+def test_as_without_the_compiler(
+    make: Callable[[], nn.Module], dtype: torch.dtype, settings: dict[str, object]
+) -> None:
+    """Weights, biases, momentum and an averaged copy, over two steps of training."""
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    twins = []
+    for compile in (False, True):
+        twin = copy.deepcopy(model)
+        average = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3, momentum=0.9)
+        stepper = enorm.ENorm(twin, optimizer, copies=[average], compile=compile, **settings)  # type: ignore[arg-type]
+        for _ in range(2):
+            trained(twin, optimizer)
+            stepper.step()
+        buffers = [optimizer.state[one]["momentum_buffer"] for one in twin.parameters()]
+        twins.append([*twin.parameters(), *average.parameters(), *buffers])
+    # Sums over at most 192 products in another order, and four products with the scales.
+    u = torch.finfo(dtype).eps
+    for one, other in zip(*twins, strict=True):
+        allowed = (200 if dtype != torch.bfloat16 else 4) * u * one.abs().max()
+        assert (one - other).abs().max() <= allowed
+
+
+def compiled_cycles(model: nn.Module, counter: Tensor, c: float, cycles: int) -> CompiledCycles:
+    plan = enorm.trace(model)
+    problem = build_problem(plan, 2.0, c)
+    tensors = tensors_of(model, plan)
+    return CompiledCycles(
+        problem, tensors, torch.float64, cycles=cycles, order="cyclic", counter=counter
+    )
+
+
+@pytest.mark.parametrize("make", [mlp, Residual])
+def test_unchecked_as_logarithms(make: Callable[[], nn.Module]) -> None:
+    """What a GPU runs: dead units, infinite ones and biases at the end of float32."""
+    torch.manual_seed(0)
+    model = make()
+    weights = [one for one in model.parameters() if one.dim() > 1]
+    bias = next(one for name, one in model.named_parameters() if name.endswith("bias"))
+    with torch.no_grad():
+        weights[0][1] = 0
+        weights[1][2] = math.inf
+        weights[0][3] *= 1e-18
+        bias[3] = 1e38
+    counter = torch.zeros((), dtype=torch.int64)
+    with torch.no_grad():
+        found = compiled_cycles(model, counter, 1.2, 2)()
+        assert found is not None
+        plan = enorm.trace(model)
+        scales = Scales(build_problem(plan, 2.0, 1.2), tensors_of(model, plan), precision="float64")
+        bad = [scales.cycle()[1] for _ in range(2)]
+    assert int(counter) == int(torch.stack(bad).sum()) > 0
+    for one, other in zip(found, scales.scales(), strict=True):
+        # In units of log2: a relative error of a few hundred roundings of a sum.
+        assert (one - other).abs().max() <= 2**-42
+    if make is mlp:
+        assert found[0][1] == 0
+        assert found[0][3] <= 1.1
+
+
+def test_too_far_apart_to_go_unchecked() -> None:
+    counter = torch.zeros((), dtype=torch.int64)
+    with pytest.raises(ValueError, match="within 2\\^40 of each other"):
+        compiled_cycles(mlp(), counter, 2.0**30, 1)
+
+
+def test_dead_units_leave_the_compiled_path() -> None:
+    """Checked arithmetic has no answer for them; what has one takes over, for good."""
+    models = [mlp() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, compile in zip(models, (True, False), strict=True):
+        with torch.no_grad():
+            model.get_parameter("1.weight")[0] = 0
+        stepper = enorm.ENorm(model, c=1.2, compile=compile)
+        stepper.step()
+        assert stepper.state_dict()["precision"] is not None
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert (one - other).abs().max() <= 4 * torch.finfo(one.dtype).eps * one.abs().max()
+
+
+def test_scales_too_wide_for_one_factor_after_the_other() -> None:
+    """A factor of 2^60 is applied in float64, compiled or not."""
+    models = [mlp() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, compile in zip(models, (True, False), strict=True):
+        with torch.no_grad():
+            model.get_parameter("1.weight").mul_(2.0**-20)
+            model.get_parameter("3.weight").mul_(2.0**40)
+        enorm.ENorm(model, compile=compile).step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert (one - other).abs().max() <= 200 * torch.finfo(one.dtype).eps * one.abs().max()
+
+
+def test_what_cannot_be_compiled_is_said() -> None:
+    with pytest.raises(ValueError, match="compile=True needs a finite p"):
+        enorm.ENorm(mlp(), p=math.inf, compile=True)
+
+
+def test_as_many_as_you_like() -> None:
+    """The compiler's limit on versions of one function does not count those of other models."""
+    for width in range(3, 15):
+        model = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2))
+        before = enorm.residual(model)
+        enorm.ENorm(model, compile=True).step()
+        assert enorm.residual(model) < 1e-3 * before
