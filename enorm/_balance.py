@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from enorm._apply import targets_of, touched_tensors, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
-from enorm._followers import Copy, Followers
+from enorm._followers import Copy, Followers, Optimizers
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._sharded import all_finite, check_sharding, is_sharded, local, rows_of
 from enorm._solve import Factor, build_problem, log2_coefficient
@@ -57,7 +56,7 @@ def balance_(
     max_cycles: int = 1000,
     batchnorm: BatchNormRule = "affine",
     power_of_two: bool = False,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     copies: Sequence[Copy] = (),
     callback: Callback | None = None,
 ) -> BalanceResult:
@@ -89,7 +88,7 @@ def balance_(
             overflow and underflow); always unrelaxed.
         optimizer: its state goes along; SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Rprop,
             Adagrad, Adadelta or Muon of ``torch.optim``, or one with a rule of its own
-            (:func:`register_state_rule`).
+            (:func:`register_state_rule`); a list where several share the parameters.
         copies: models, or tensors by name, that average this one's parameters, such as an EMA or
             an ``AveragedModel``; they are rescaled alike.
         callback: called with a :class:`Progress` after every cycle, before any weight has changed;
@@ -98,8 +97,8 @@ def balance_(
 
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
-            model, or a parameter is not finite or would not be in its dtype. The model is
-            unchanged.
+            model, or a parameter is not finite, or would not be in its dtype, or a bias or a whole
+            unit of it would be below the dtype's normal numbers. The model is unchanged.
         TypeError: the optimizer's state is of an unknown kind; the model is unchanged.
         UnsupportedModel: the model cannot be traced.
     """
@@ -122,6 +121,7 @@ def balance_(
         raise ValueError("Newton's steps need a smooth norm: use another solver with p = infinity")
     tensors = tensors_of(model, plan)
     plan.require_groups()
+    followers.check([tensors[name] for name in plan.parameter_names()])
     check_sharding(plan, tensors)
     if solver == "newton" and any(is_sharded(one) for one in tensors.values()):
         raise ValueError("Newton's steps need whole weights: use another solver for sharded ones")
@@ -145,13 +145,7 @@ def balance_(
     try:
         write_(targets, tensors, scales.scales(), followers)
         energy_after = _energy(plan, tensors, p, c)
-        for name in plan.parameter_names():
-            if not all_finite(tensors[name]):
-                kind = str(tensors[name].dtype).removeprefix("torch.")
-                raise ValueError(
-                    f"parameter {name!r} would leave the range of {kind}: nothing was rescaled; "
-                    "use a wider dtype or a c nearer to 1"
-                )
+        _check_range(plan, tensors, backup)
     except BaseException:
         _restore_(backup)
         raise
@@ -254,6 +248,27 @@ def _check_finite(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     for name in plan.parameter_names():
         if not all_finite(tensors[name]):
             raise ValueError(f"parameter {name!r} has non-finite entries: nothing was rescaled")
+
+
+def _check_range(
+    plan: Plan, tensors: Mapping[str, Tensor], backup: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    """Raise ValueError where a rescaled parameter is no longer what its dtype can hold."""
+    before = {id(tensor): kept for tensor, kept in backup}
+    for name in plan.parameter_names():
+        tensor = tensors[name]
+        kind = str(tensor.dtype).removeprefix("torch.")
+        advice = "nothing was rescaled; use a wider dtype or a c nearer to 1"
+        if not all_finite(tensor):
+            raise ValueError(f"parameter {name!r} would leave the range of {kind}: {advice}")
+        old, new = (local(one.detach()).abs() for one in (before[id(tensor)], tensor))
+        # Single weights may vanish beside others; a bias, or all weights of a unit, may not.
+        for axis in range(min(old.dim(), 2)):
+            others = [other for other in range(old.dim()) if other != axis]
+            least = torch.finfo(tensor.dtype).smallest_normal
+            was, is_ = ((one.amax(others) if others else one) >= least for one in (old, new))
+            if bool((was & ~is_).any()):
+                raise ValueError(f"a unit of parameter {name!r} would vanish in {kind}: {advice}")
 
 
 def _restore_(backup: list[tuple[Tensor, Tensor]]) -> None:

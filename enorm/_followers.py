@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from enorm._plan import Plan
 from enorm._sharded import local
 
 Copy = nn.Module | Mapping[str, Tensor]
+# One, or several that each have some of the parameters.
+Optimizers = Optimizer | Sequence[Optimizer]
 
 _MOMENTS = {"exp_avg": -1, "exp_avg_sq": -2}
 
@@ -65,7 +67,7 @@ class Followers:
     """Tensors that go with a parameter, each with its power of ``d``.
 
     Args:
-        optimizer: its state; None for none.
+        optimizer: its state, or that of several; None for none.
         copies: models, or tensors by name, that hold an average of the parameters, such as an EMA
             or an ``AveragedModel``: they are rescaled as the parameters are.
         gradients: whether ``.grad`` goes along, as that of the rescaled parameter.
@@ -76,16 +78,16 @@ class Followers:
 
     def __init__(
         self,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         copies: Sequence[Copy] = (),
         *,
         gradients: bool = False,
     ) -> None:
-        if optimizer is not None:
-            _check_optimizer(optimizer)
+        self.optimizers = _listed(optimizer)
+        for one in self.optimizers:
+            _check_optimizer(one)
         if isinstance(copies, (nn.Module, Mapping)):
             raise TypeError("copies must be a list of models, got one: write copies=[...]")
-        self._optimizer = optimizer
         self._copies = [_tensors_of(copy) for copy in copies]
         self._gradients = gradients
 
@@ -96,15 +98,17 @@ class Followers:
             TypeError: a buffer for which there is no rule.
             ValueError: a copy that lacks the parameter, or is the model itself.
         """
-        if self._optimizer is not None and parameter in self._optimizer.state:
-            powers = _STATE_POWERS[type(self._optimizer)]
-            for key, buffer in self._optimizer.state[parameter].items():
+        for optimizer in self.optimizers:
+            if parameter not in optimizer.state:
+                continue
+            powers = _STATE_POWERS[type(optimizer)]
+            for key, buffer in optimizer.state[parameter].items():
                 if key in powers:
                     # SGD without momentum keeps None.
                     if buffer is not None and powers[key]:
                         yield buffer, powers[key]
                 elif isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
-                    kind = type(self._optimizer).__name__
+                    kind = type(optimizer).__name__
                     raise TypeError(
                         f"state {key!r} of {kind} for parameter {name!r} is unknown to enorm: say "
                         f"how it goes with the scales by enorm.register_state_rule({kind}, ...)"
@@ -114,15 +118,41 @@ class Followers:
                 # As `sum().backward()` leaves it: one number for all entries.
                 parameter.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
             yield parameter.grad, -1
+        seen = {local(parameter).data_ptr()}
         for copy in self._copies:
             found = copy.get(name)
             # AveragedModel, among others, puts the model one level down.
             found = copy.get(f"module.{name}") if found is None else found
             if found is None or found.shape != parameter.shape:
                 raise ValueError(f"a copy has no parameter {name!r} of the model's shape")
-            if local(found).data_ptr() == local(parameter).data_ptr():
-                raise ValueError(f"a copy shares the memory of parameter {name!r}: it is no copy")
+            address = local(found).data_ptr()
+            if address in seen:
+                raise ValueError(
+                    f"a copy shares the memory of parameter {name!r} with the model or with "
+                    "another copy: pass each only once"
+                )
+            seen.add(address)
             yield found, 1
+
+    def check(self, tensors: Collection[Tensor]) -> None:
+        """Raise ValueError if the optimizers are another model's."""
+        known = {
+            id(parameter)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        if self.optimizers and not any(id(tensor) in known for tensor in tensors):
+            raise ValueError(
+                "the optimizer has none of the parameters that are rescaled: pass the one that "
+                "trains this model"
+            )
+
+
+def _listed(optimizer: Any) -> list[Any]:
+    if optimizer is None:
+        return []
+    return list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
 
 
 def _check_optimizer(optimizer: Any) -> None:

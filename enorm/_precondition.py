@@ -26,13 +26,13 @@ class BiasPreconditioner:
         biases: names of the biases of each group.
         tensors: the parameters by name.
         sizes: units of each group.
-        optimizer: the optimizer; its momentum of these biases then goes with ``d``.
+        optimizers: the one optimizer; its momentum of these biases then goes with ``d``.
 
     Attributes:
         log2_a: ``log2 a`` per group, shape ``(size,)`` float64, on the biases' device.
 
     Raises:
-        ValueError: there is no optimizer.
+        ValueError: there is no optimizer, or more than one.
         TypeError: it is not ``torch.optim.SGD``.
     """
 
@@ -41,10 +41,13 @@ class BiasPreconditioner:
         biases: Sequence[Sequence[str]],
         tensors: Mapping[str, Tensor],
         sizes: Sequence[int],
-        optimizer: Optimizer | None,
+        optimizers: Sequence[Optimizer],
     ) -> None:
-        if optimizer is None:
+        if not optimizers:
             raise ValueError("precondition_bias needs the optimizer: ENorm(model, optimizer, ...)")
+        if len(optimizers) > 1:
+            raise ValueError(f"precondition_bias takes one optimizer, got {len(optimizers)}")
+        (optimizer,) = optimizers
         if type(optimizer) is not optim.SGD:
             raise TypeError(
                 f"precondition_bias needs torch.optim.SGD, got {type(optimizer).__name__}: "
@@ -55,6 +58,10 @@ class BiasPreconditioner:
         self.log2_a = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
         self._biases = [[tensors[name] for name in names] for names in biases]
         self._kept: list[tuple[Tensor, Tensor]] = []
+        self._optimizer = optimizer
+        self._attach()
+
+    def _attach(self) -> None:
         this = weakref.ref(self)
 
         def before(_optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,10 +73,15 @@ class BiasPreconditioner:
                 preconditioner._restore()
 
         for handle in (
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
+            self._optimizer.register_step_pre_hook(before),
+            self._optimizer.register_step_post_hook(after),
         ):
             weakref.finalize(self, handle.remove)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # An optimizer's copy has no hooks.
+        self.__dict__.update(state)
+        self._attach()
 
     def advance(self, z: Sequence[Tensor]) -> None:
         """A cycle has multiplied the units of each group by ``2^z``."""

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from enorm._apply import targets_of, write_
 from enorm._balance import check_count, check_exponents
 from enorm._compiled import CompiledCycles, CompiledWrite
 from enorm._cycle import PlainCycles
-from enorm._followers import Copy, Followers
+from enorm._followers import Copy, Followers, Optimizers
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
 from enorm._precondition import BiasPreconditioner
@@ -42,7 +41,8 @@ class ENorm:
             of ``torch.optim``, or one with a rule of its own (:func:`register_state_rule`). State
             linear in gradients goes with ``1/d``, quadratic with
             ``1/d²``: it becomes the state that the same gradients leave on the rescaled network
-            (exactly so for eps = 0 and no coupled weight decay). None carries no state.
+            (exactly so for eps = 0 and no coupled weight decay). A list where several share the
+            parameters, as Muon and AdamW may. None carries no state.
         plan: from :func:`enorm.trace` on this model; None traces.
         p: exponent of the norm, positive; ``math.inf`` equalizes ranges as :func:`balance_` does.
         c: depth factor, positive, or ``c_k`` by the layer's module name.
@@ -80,7 +80,7 @@ class ENorm:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         *,
         plan: Plan | None = None,
         p: float = 2.0,
@@ -102,14 +102,20 @@ class ENorm:
         check_exponents(self.plan, p, c)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
+        self._followers.check([self._tensors[name] for name in self.plan.parameter_names()])
         check_sharding(self.plan, self._tensors)
         if precondition_bias and any(is_sharded(one) for one in self._tensors.values()):
             raise ValueError("precondition_bias needs whole parameters, and these are sharded")
         self._model = model
         self._places = [
-            (*_split(name), self._tensors[name]) for name in self.plan.parameter_names()
+            (*_split(name), self._tensors[name], self._tensors[name].dtype)
+            for name in self.plan.parameter_names()
         ]
-        self._optimizer = optimizer
+        self._children = [
+            (module, tuple(module._modules.values()))
+            for module in model.modules()
+            if module._modules
+        ]
         self._problem = build_problem(self.plan, p, c)
         self._cycles, self._every, self._order = cycles, every, order
         self._calls = 0
@@ -122,7 +128,7 @@ class ENorm:
         if precondition_bias:
             sizes = [group.size for group in self.plan.groups]
             self._preconditioner = BiasPreconditioner(
-                self._problem.biases, self._tensors, sizes, optimizer
+                self._problem.biases, self._tensors, sizes, self._followers.optimizers
             )
         first = next(self.plan.parameter_names())
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=self._tensors[first].device)
@@ -131,14 +137,32 @@ class ENorm:
         )
         # A range check would synchronise any other device.
         self._checked = self.nonfinite.device.type == "cpu"
-        self._plain = self._plain_cycles(compile)
-        self._write = CompiledWrite(self._targets) if compile else partial(write_, self._targets)
+        self._compile = compile
+        self._build()
 
-    def _plain_cycles(self, compile: bool) -> CompiledCycles | PlainCycles | None:
+    def _build(self) -> None:
+        """What works on the tensors, anew for a copy of this object."""
+        self._plain = self._plain_cycles()
+        self._write = (
+            CompiledWrite(self._targets) if self._compile else partial(write_, self._targets)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code and hooks belong to this object and its optimizer.
+        state = {key: value for key, value in self.__dict__.items() if key not in _BUILT}
+        return {**state, "_hook": self._is_attached()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _hook=None)
+        self._build()
+        if state["_hook"]:
+            self.attach()
+
+    def _plain_cycles(self) -> CompiledCycles | PlainCycles | None:
         """Cycles in plain arithmetic, for where no logarithms are needed."""
         p, cycles, order = self._problem.p, self._cycles, self._order
         precision: Precision = "float64" if self._widest > 4 else "float32"
-        if not compile:
+        if not self._compile:
             if p == math.inf or not self._checked:
                 return None
             return PlainCycles(self._problem, self._tensors, precision, cycles=cycles, order=order)
@@ -168,9 +192,9 @@ class ENorm:
         """Apply the cycles; call it after ``optimizer.step()``.
 
         Raises:
-            RuntimeError: a parameter of the model is no longer the one it was.
+            RuntimeError: a parameter or module of the model is no longer the one it was.
         """
-        self._check_parameters()
+        self._check_model()
         self._calls += 1
         if self._calls % self._every:
             return
@@ -190,8 +214,8 @@ class ENorm:
         if preconditioner is not None:
             preconditioner.advance(z)
 
-    def _check_parameters(self) -> None:
-        for path, leaf, tensor in self._places:
+    def _check_model(self) -> None:
+        for path, leaf, tensor, dtype in self._places:
             module: nn.Module | None = self._model
             for part in path:
                 module = None if module is None else module._modules.get(part)
@@ -200,9 +224,25 @@ class ENorm:
                     f"parameter {'.'.join([*path, leaf])!r} was replaced after this ENorm was "
                     "built: build it again, after every change of the model's parameters"
                 )
+            if tensor.dtype is not dtype:
+                raise RuntimeError(
+                    f"parameter {'.'.join([*path, leaf])!r} was {dtype} when this ENorm was "
+                    f"built and is {tensor.dtype} now: build it again"
+                )
+        for module, children in self._children:
+            if tuple(module._modules.values()) != children:
+                raise RuntimeError(
+                    f"a module inside {type(module).__name__} was replaced after this ENorm was "
+                    "built, and its plan may no longer hold: build it again"
+                )
+        if tensor.device != self.nonfinite.device:
+            raise RuntimeError(
+                f"the model was on {self.nonfinite.device} when this ENorm was built and is on "
+                f"{tensor.device} now: build it again"
+            )
 
     def attach(self) -> RemovableHandle:
-        """Run :meth:`step` after every step of the optimizer from now on.
+        """Run :meth:`step` after every step of the optimizer, or of the last, from now on.
 
         Returns:
             A handle whose ``remove()`` ends it.
@@ -211,12 +251,18 @@ class ENorm:
             ValueError: there is no optimizer.
             RuntimeError: it is attached already.
         """
-        if self._optimizer is None:
+        if not self._followers.optimizers:
             raise ValueError("attach needs the optimizer: ENorm(model, optimizer).attach()")
-        if self._hook is not None and self._hook.id in self._optimizer._optimizer_step_post_hooks:
+        if self._is_attached():
             raise RuntimeError("this ENorm is attached to its optimizer already")
-        self._hook = self._optimizer.register_step_post_hook(lambda *_: self.step())
+        optimizer = self._followers.optimizers[-1]
+        self._hook = optimizer.register_step_post_hook(lambda *_: self.step())
         return self._hook
+
+    def _is_attached(self) -> bool:
+        if self._hook is None:
+            return False
+        return self._hook.id in self._followers.optimizers[-1]._optimizer_step_post_hooks
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs.
@@ -287,6 +333,9 @@ class ENorm:
             self._precision = ladder[ladder.index(precision) + 1]
         self.nonfinite += torch.stack(bad).sum().to(torch.int64)
         return scales.scales()
+
+
+_BUILT = frozenset({"_plain", "_write"})
 
 
 def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:

@@ -33,8 +33,8 @@ class Verification:
         error: largest absolute difference of an output.
         bound: what rounding may cause at that output at most; None if no bound is known.
         ratio: largest difference in units of its own bound; None without a bound.
-        noise: largest difference that relative noise of ``2 u N(0, 1)`` on every parameter makes,
-            u being its dtype's unit roundoff, in either model.
+        noise: largest difference that relative noise of ``2 u N(0, 1)`` on every parameter of
+            ``before`` makes, u being its dtype's unit roundoff; NaN if that is not finite.
         group: the group of hidden units that is furthest from rescaled, where to look first if the
             function was not kept; None if the plan has none.
         change: how far: the largest ``min_{d ≥ 0} ‖v − d u‖ / ‖v‖`` over its units, u and v being a
@@ -58,7 +58,8 @@ class Verification:
         a bound holds for all roundings at once, and grows so fast with depth that in a deep network
         anything is below it.
         """
-        return (self.ratio is None or self.ratio <= 1) and self.error <= _MARGIN * self.noise
+        within = self.ratio is None or self.ratio <= 1
+        return within and (self.error == 0 or self.error <= _MARGIN * self.noise)
 
     def __str__(self) -> str:
         bound = "no bound is known" if self.bound is None else f"bound {self.bound:.2g}"
@@ -118,7 +119,7 @@ def verify(
         raise ValueError("before and after return no numbers to compare")
     worst = int(difference.nan_to_num(math.inf).argmax())
     error = difference[worst].item()
-    noise = max(_noise(before, old, arguments, training), _noise(after, new, arguments, training))
+    noise = _noise(before, old, arguments, training)
     group, change = largest_change(plan, old_units, new_units)
     try:
         bounds = error_bound(before, arguments, rewrites=0, training=training).flatten()
@@ -148,8 +149,9 @@ def _noise(
         changed, _, _ = _output(twin, arguments, training)
         for one, other in zip(outputs, changed, strict=True):
             if one.numel():
-                largest = max(largest, (one - other).abs().amax().nan_to_num(0.0).item())
-    return largest
+                largest = max(largest, (one - other).abs().amax().nan_to_num(math.inf).item())
+    # Against outputs that overflow by themselves nothing can be measured.
+    return largest if largest < math.inf else math.nan
 
 
 def _rounds(parameter: Tensor) -> bool:

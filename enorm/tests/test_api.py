@@ -484,3 +484,39 @@ def test_frozen_layers_are_rescaled_with_their_neighbours() -> None:
     before = snapshot(model)
     enorm.ENorm(model).step()
     assert not torch.equal(before["2.weight"], model.state_dict()["2.weight"])
+
+
+def test_a_step_notices_another_module_or_dtype() -> None:
+    model = NET.build()
+    stepper = enorm.ENorm(model)
+    model[1] = nn.GELU()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="a module inside Sequential was replaced after"):
+        stepper.step()
+    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+    model = NET.build()
+    stepper = enorm.ENorm(model)
+    model.half()
+    with pytest.raises(RuntimeError, match=r"was torch\.float64 when this ENorm was built and is"):
+        stepper.step()
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias"])
+def test_what_would_vanish_is_an_error(name: str) -> None:
+    """The smallest normal float16 is 2^-14; one weight beside larger ones may go below it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([[1.0, 2.0**-13], [1.0, 1.0]]))
+        model.get_parameter("0.bias").fill_(1.0)
+        model.get_parameter(name)[0] *= 2.0**-12
+        model.get_parameter("2.weight").fill_(2.0**-12 if name == "0.bias" else 2.0**-20)
+    model.half()
+    before = snapshot(model)
+    text = f"^a unit of parameter '{name}' would vanish in float16: nothing was rescaled; use a"
+    with pytest.raises(ValueError, match=text):
+        enorm.balance_(model)
+    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+    with torch.no_grad():
+        model.get_parameter(name)[0] *= 2.0**12
+        model.get_parameter("2.weight").fill_(2.0**-4)
+    enorm.balance_(model)

@@ -209,6 +209,11 @@ def test_what_is_no_copy() -> None:
     with pytest.raises(TypeError, match=r"a model or tensors by name, got int"):
         enorm.ENorm(model, copies=[3])  # type: ignore[list-item]
     before = tensors(model)
+    twin = copy.deepcopy(model)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for twice in ([twin, twin], [averaged, averaged.module]):
+        with pytest.raises(ValueError, match="or with another copy: pass each only once"):
+            enorm.ENorm(model, copies=twice).step()
     with pytest.raises(ValueError, match=r"a copy shares the memory of parameter '0.weight'"):
         enorm.balance_(model, copies=[model])
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
 from typing import Any
 
@@ -172,6 +173,60 @@ def test_a_deep_copy_goes_its_own_way() -> None:
     before = tensors(model)
     assert_equal(its_model, by_hand(torch.optim.SGD, momentum=0.9))
     assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"precondition_bias": True}, {"compile": True}])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda all_: pickle.loads(pickle.dumps(all_))])
+def test_a_copy_goes_on_as_it_was_set_up(copied: Any, settings: dict[str, bool]) -> None:
+    """Attached, preconditioned, compiled: an optimizer's own copy has no hooks."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    stepper = enorm.ENorm(model, optimizer, c=1.2, **settings)  # type: ignore[arg-type]
+    stepper.attach()
+    losses(model, optimizer, 2)
+    its_model, its_optimizer, its_stepper = copied((model, optimizer, stepper))
+    losses(model, optimizer, 2)
+    losses(its_model, its_optimizer, 2)
+    assert its_stepper.state_dict()["calls"] == stepper.state_dict()["calls"] == 4
+    assert_equal(its_model, model)
+    with pytest.raises(RuntimeError, match="attached to its optimizer already"):
+        its_stepper.attach()
+
+
+def test_a_copy_of_what_is_not_attached_is_not() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stepper = enorm.ENorm(model, optimizer)
+    stepper.attach().remove()
+    its_model, its_optimizer, its_stepper = copy.deepcopy((model, optimizer, stepper))
+    losses(its_model, its_optimizer, 1)
+    assert its_stepper.state_dict()["calls"] == 0
+
+
+def test_several_optimizers_share_a_model() -> None:
+    """Biases have another: the state of both is that of one that had all, and a cycle per step."""
+    model = network()
+    weights = [one for one in model.parameters() if one.dim() > 1]
+    biases = [one for one in model.parameters() if one.dim() == 1]
+    optimizers = [torch.optim.SGD(some, lr=0.01, momentum=0.9) for some in (weights, biases)]
+    stepper = enorm.ENorm(model, optimizers, c=1.2)
+    stepper.attach()
+    for _ in range(3):
+        model.zero_grad()
+        backward(model)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert stepper.state_dict()["calls"] == 3
+    assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+    with pytest.raises(ValueError, match="precondition_bias takes one optimizer, got 2"):
+        enorm.ENorm(model, optimizers, precondition_bias=True)
+
+
+def test_another_models_optimizer_is_refused() -> None:
+    foreign = torch.optim.SGD(network().parameters(), lr=0.01)
+    for call in (enorm.ENorm, lambda *args: enorm.balance_(args[0], optimizer=args[1])):
+        with pytest.raises(ValueError, match="has none of the parameters that are rescaled"):
+            call(network(), foreign)
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:

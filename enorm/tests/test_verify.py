@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -158,3 +159,24 @@ def test_the_models_are_left_as_they_were() -> None:
     enorm.verify(model, model, torch.randn(6, 2, 6, 6).double(), training=True)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_wrecked_network_is_not_kept_because_noise_wrecks_it_too() -> None:
+    """Of what overflows when shaken nothing can be said, and nothing is claimed."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    before = nn.Sequential(*layers, nn.Linear(8, 3)).half()
+    after = copy.deepcopy(before)
+    stepper = enorm.ENorm(after, c=2.0)
+    for _ in range(60):
+        stepper.step()
+    found = enorm.verify(before, after, torch.randn(16, 8).half(), rewrites=60)
+    assert found.ratio is not None
+    assert found.ratio <= 1
+    assert not found.ok
+    with torch.no_grad():
+        before.get_parameter("0.weight").mul_(1e4)
+        before.get_parameter("2.weight").mul_(1e4)
+    found = enorm.verify(before, after, torch.randn(16, 8).half())
+    assert math.isnan(found.noise)
+    assert not found.ok
