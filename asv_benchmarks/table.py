@@ -2,6 +2,7 @@
 
 Every time is a multiple of the floor, one pass that reads the weights and one that reads and writes
 them. ``--authors`` and ``--notebook`` measure the other two implementations from checkouts.
+``--out`` writes the page ``cost.md``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
-import enorm
 from asv_benchmarks import steps
 from asv_benchmarks.suite.common import (
     Call,
@@ -31,6 +32,42 @@ from properties.implementation import Implementation
 
 C = 1.2
 
+PAGE = """\
+# What a cycle costs
+
+Made by `python -m asv_benchmarks.table {options} --out docs` on {where}, torch {torch}, {threads}
+threads: medians of {rounds} rounds in which all parts take turns, so that each finds the caches as
+the others left them, as in training. Only ratios mean something on another machine.
+
+`fc-DEPTH` are the report's networks (3072–500, depth × 500–500, 500–10; 3.8 million weights at
+depth 9, 6.3 million at 19), `vgg` is a VGG-11 with biases for 32 × 32 images, `resnet18`
+torchvision's.
+
+* **floor**: one pass that reads the weights and one that reads and writes them; the columns from
+  *ours* to *BN adds* are multiples of it;
+* **ours**: one cycle, `ENorm(model).step()`; **compiled**: the same with `compile=True`;
+* **authors'**, **notebook's**: `facebookresearch/enorm` and `jeromepl/enorm-reproducibility`, which
+  take the fully connected networks only;
+* **BN adds**: a training step with BatchNorm less one without, batch 256 (convolutional 16).
+
+{table}
+
+A cycle never touches the weights until its end: it forms `|W|^p` once, works on sums over it and on
+scale vectors, and multiplies each weight by its scales last. `compile=True` does without `|W|^p` in
+memory and writes each weight in one pass. `ENorm(..., every=k)` divides the cost by k. How many
+cycles the minimum takes, and how few with over-relaxation or Newton steps:
+[convergence.md](convergence.md).
+
+## The training step of the experiment
+
+A step of `python -m repro.figure2` (forward, backward, SGD, cycle; batch 256, float32) as a
+multiple of the matrix products in it alone:
+
+{steps}
+
+`asv run` records the same costs over the history, per commit and machine.
+"""
+
 
 def measure(
     net: str, device: str, peers: Mapping[str, Implementation], rounds: int
@@ -40,6 +77,7 @@ def measure(
     calls: dict[str, Call] = {
         "floor": memory_pass(build(net, device)),
         "cycle": cycle(net, device),
+        "compiled": cycle(net, device, compile=True),
         "plain": training_step(net, device, "none", batch),
         "enorm": training_step(net, device, "enorm", batch),
     }
@@ -63,16 +101,20 @@ def rows(times: Mapping[str, float]) -> dict[str, str]:
     def over(name: str, unit: float) -> str:
         return f"{times[name] / unit:.2f}" if name in times and unit > 0 else "–"
 
+    def quotient(one: str, other: str) -> str:
+        return over(one, times.get(other, 0))
+
     return {
         "floor (ms)": f"{1e3 * floor:.2f}",
         "ours": over("cycle", floor),
+        "compiled": over("compiled", floor),
         "authors'": over("authors", floor),
         "notebook's": over("notebook", floor),
         "BN adds": f"{added / floor:.2f}" if added > 0 else "–",
-        "ours ÷ authors'": over("cycle", times.get("authors", 0)),
-        "ours ÷ notebook's": over("cycle", times.get("notebook", 0)),
+        "authors' ÷ ours": quotient("authors", "cycle"),
+        "notebook's ÷ ours": quotient("notebook", "cycle"),
         "ours ÷ BN adds": over("cycle", added),
-        "step ENorm ÷ BN": over("enorm", times.get("bn", 0)),
+        "step ENorm ÷ BN": quotient("enorm", "bn"),
     }
 
 
@@ -89,6 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--notebook", type=Path, metavar="CHECKOUT", help="of jeromepl/enorm-reproducibility"
     )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write cost.md there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
     peers: dict[str, Implementation] = {}
@@ -96,26 +139,48 @@ def main() -> None:
         peers["authors"] = authors.load(options.authors)
     if options.notebook is not None:
         peers["notebook"] = notebook.load(options.notebook)
-    where = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    print(
-        f"enorm {enorm.__version__}, torch {torch.__version__}, {where}, "
-        f"{torch.get_num_threads()} threads, medians of {options.rounds} interleaved rounds\n"
-    )
+    where = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
     shares: dict[int, float] = {}
-    for place, net in enumerate(options.nets):
+    lines: list[str] = []
+    for net in tqdm(options.nets, unit="net"):
         times = measure(net, options.device, peers, options.rounds)
         cells = {"net": net, **rows(times)}
-        if place == 0:
-            print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}")
-        print(f"| {' | '.join(cells.values())} |", flush=True)
+        if not lines:
+            lines += [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+        lines.append(f"| {' | '.join(cells.values())} |")
         if net.startswith("fc"):
             # The report's claim: which part of a training step with BatchNorm is BatchNorm's.
             depth = int(net.removeprefix("fc-"))
             shares[depth] = 100 * (1 - times["plain"] / times["bn"])
-    print(f"\n{steps.table([1, 9, 19], options.device, options.rounds)}")
+    page = PAGE.format(
+        options=" ".join(
+            [f"--rounds {options.rounds}", f"--device {options.device}"]
+            + [f"--{name} CHECKOUT" for name in peers]
+        ),
+        where=where,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        rounds=options.rounds,
+        table="\n".join(lines),
+        steps=steps.table([1, 9, 19], options.device, options.rounds),
+    )
+    print(page)
+    if options.out is not None:
+        (options.out / "cost.md").write_text(page)
     if options.json is not None:
         content = {"torch": torch.__version__, "where": where, "bn_percent_of_step": shares}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _processor() -> str:
+    """Its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line for line in info.read_text().splitlines() if "model name" in line]
+        if (info.exists())
+        else []
+    )
+    return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 if __name__ == "__main__":

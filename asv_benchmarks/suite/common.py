@@ -22,9 +22,9 @@ BATCH = 256
 Call = Callable[[], None]
 
 
-def cycle(net: str, device: str) -> Call:
+def cycle(net: str, device: str, **settings: bool) -> Call:
     """One cycle of Algorithm 1, c = 1.2, as a training loop calls it."""
-    stepper = enorm.ENorm(build(net, device), c=1.2)
+    stepper = enorm.ENorm(build(net, device), c=1.2, **settings)  # type: ignore[arg-type]
     return stepper.step
 
 

@@ -31,6 +31,23 @@ class Cycle(OnDevice):
     track_cycle_over_memory_pass.unit = "memory passes"  # type: ignore[attr-defined]
 
 
+class Compiled(OnDevice):
+    """The same with ``compile=True``."""
+
+    params: ClassVar[list[list[object]]] = [[*DEEP, *CONVOLUTIONAL], list(DEVICES)]
+
+    def track_cycle_over_memory_pass(self, net: str, device: str) -> float:
+        """Cycle ÷ (one read pass + one read-write pass over the same weights)."""
+        calls = {
+            "cycle": cycle(net, device, compile=True),
+            "pass": memory_pass(build(net, device)),
+        }
+        seconds = interleaved(calls, device)
+        return seconds["cycle"] / seconds["pass"]
+
+    track_cycle_over_memory_pass.unit = "memory passes"  # type: ignore[attr-defined]
+
+
 class Balance(OnDevice):
     """The way to the minimum."""
 
