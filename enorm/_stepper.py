@@ -198,6 +198,11 @@ class ENorm:
         self._calls += 1
         if self._calls % self._every:
             return
+        # A step inside an autocast region would sum some products in half precision.
+        with torch.autocast(self.nonfinite.device.type, enabled=False):
+            self._step()
+
+    def _step(self) -> None:
         z = self._solve()
         self.log2_scales = tuple(z)
         preconditioner = self._preconditioner

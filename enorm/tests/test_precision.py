@@ -186,3 +186,16 @@ def test_an_infinite_norm_is_counted() -> None:
     stepper.step()
     assert stepper.nonfinite.dtype is torch.int64
     assert int(stepper.nonfinite) == 1
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_inside_autocast_is_the_same(compile: bool) -> None:
+    """Products of a grouped convolution are among those that autocast takes to bfloat16."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU()]
+    model = nn.Sequential(*first, nn.Flatten(), nn.Linear(8 * 16, 3))
+    twin = copy.deepcopy(model)
+    enorm.ENorm(model, c=1.2, compile=compile).step()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        enorm.ENorm(twin, c=1.2, compile=compile).step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
