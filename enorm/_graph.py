@@ -7,24 +7,31 @@ import gc
 import inspect
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from enorm._calls import is_scripted, unseen_call
 from enorm._homogeneous import registered_functions, registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks, why_not
-from enorm._untouched import untouched
+from enorm._untouched import Randomness, untouched
 
 
 class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
     """The model, or with ``strict=True`` a part of it, cannot be rescaled; the message says why."""
 
+
+# Where the forward code cannot be followed, its author still can.
+_ESCAPE = (
+    "Where layers follow each other there, say so: enorm.plan_from_layers(model, [names of layers])"
+)
 
 # Defaults that decide which way the forward code goes.
 _DECIDING = (type(None), bool, int, float, str)
@@ -56,7 +63,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
         UnsupportedModel: ``torch.fx`` cannot trace it, or the example inputs do not fit.
         TypeError: the example inputs are no tensors.
     """
-    _check_kind(model)
+    check_kind(model)
     inputs = _inputs(model, example_inputs)
     recordings = []
     for training in (False, True):
@@ -83,7 +90,7 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
     Raises:
         UnsupportedModel: it cannot be traced.
     """
-    _check_kind(model)
+    check_kind(model)
     return _recorded(model, given)[0]
 
 
@@ -108,8 +115,19 @@ def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[f
             # fx warns that it cannot assert the value of a default that is a number or a string.
             warnings.simplefilter("ignore")
             tracer = _Tracer(autowrap_functions=registered_functions())
-            graph = tracer.trace(model, concrete_args=defaults or None)
+            before = Randomness()
+            try:
+                graph = tracer.trace(model, concrete_args=defaults or None)
+                drawn = before.moved()
+            finally:
+                before.restore()
+            _check_drawn(model, drawn)
+            for node in graph.nodes:
+                # Code that fx generates would wrap the function again, by a name that may not be.
+                node.meta.pop("is_wrapped", None)
             return fx.GraphModule(tracer.root, graph, type(model).__name__), tracer.kept()
+    except UnsupportedModel:
+        raise
     except Exception as error:
         # Whatever the model's own forward code raises under tracing ends here, with its line.
         last = error.__traceback__
@@ -121,15 +139,36 @@ def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[f
             last = last.tb_next
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}. "
-            "Where layers follow each other there, say so: "
-            "enorm.plan_from_layers(model, [names of layers])"
+            f"{_ESCAPE}"
         ) from error
 
 
-def _check_kind(model: nn.Module) -> None:
-    """Raise UnsupportedModel for what wraps a model or has taken its weights apart."""
+def _check_drawn(model: nn.Module, drawn: Sequence[str]) -> None:
+    """Raise UnsupportedModel if another call may go another way than the one recorded."""
+    if drawn:
+        mode = "train" if model.training else "eval"
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced: in {mode} mode its forward code draws from "
+            f"{' and '.join(drawn)}, so that another call may go another way than the one "
+            f"recorded. {_ESCAPE}"
+        )
+
+
+def check_kind(model: Any) -> None:
+    """Raise for what is no model, wraps one, has taken its weights apart, or hides its code.
+
+    Raises:
+        TypeError: it is no module.
+        UnsupportedModel: it is one that tracing cannot see through.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
+    if is_scripted(model):
+        raise UnsupportedModel(
+            "this is a model that torch.jit has compiled: pass the one it was made from"
+        )
     if (reason := why_not(model)) is not None:
         raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
     if hasattr(model, "_orig_mod"):
@@ -138,6 +177,16 @@ def _check_kind(model: nn.Module) -> None:
         raise UnsupportedModel(
             f"{type(model).__name__} has forward hooks itself, which tracing does not see: remove "
             "them, trace, and register them again"
+        )
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        raise UnsupportedModel(
+            "forward hooks of all modules are registered, which tracing does not see: remove "
+            "them, trace, and register them again"
+        )
+    if (reason := unseen_call(model)) is not None:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced: {reason}, and tracing sees only the forward "
+            f"of the class: put that code there. {_ESCAPE}"
         )
 
 
@@ -161,7 +210,9 @@ class _Tracer(fx.Tracer):
         return frozenset(one.node for one in alive if one is not None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in registered_modules() or super().is_leaf_module(m, module_qualified_name)
+        # What hooks make of a value is not in the forward code, nor is scripted code readable.
+        opaque = type(m) in registered_modules() or own_hooks(m) or is_scripted(m)
+        return opaque or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Reads(TorchFunctionMode):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
+from enorm._calls import is_scripted, replaced_methods
 from enorm._graph import Recording
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
 from enorm._memory import is_lazy, sharing, storage
@@ -44,9 +44,11 @@ def unusable(
     for name, module in modules.items():
         own = dict(module.named_parameters(recurse=False))
         names = {f"{name}.{key}" if name else key for key in own}
-        if module._forward_hooks or module._forward_pre_hooks:
+        if is_scripted(module):
+            reasons[name] = "torch.jit has compiled it, so that its code cannot be seen"
+        elif module._forward_hooks or module._forward_pre_hooks:
             reasons[name] = "forward hooks may change what passes"
-        elif replaced := _replaced_methods(module):
+        elif replaced := replaced_methods(module):
             reasons[name] = f"its {replaced[0]} was replaced"
         elif any(name == other or name.startswith(f"{other}.") for other in exclude):
             reasons[name] = EXCLUDED
@@ -79,15 +81,6 @@ _PAIR = ("weight", "bias")
 
 def _is_set(module: nn.Module, key: str) -> bool:
     return isinstance(getattr(module, key, None), Tensor)
-
-
-def _replaced_methods(module: nn.Module) -> list[str]:
-    """Methods of its class that the module has an own version of."""
-    return sorted(
-        name
-        for name, value in module.__dict__.items()
-        if callable(value) and inspect.isroutine(getattr(type(module), name, None))
-    )
 
 
 def _wrong_shape(module: nn.Module) -> str | None:
@@ -124,7 +117,7 @@ def fingerprint(model: nn.Module) -> str:
             for key, value in module.__dict__.items()
             if hasattr(value, "__qualname__")
         )
-        hooked = own_hooks(module) or bool(_replaced_methods(module))
+        hooked = own_hooks(module) or bool(replaced_methods(module))
         text = f"{name}|{kind.__module__}.{kind.__qualname__}|{module.extra_repr()}"
         digest.update(f"{text}|{functions}|{hooked}\n".encode())
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from enorm._graph import UnsupportedModel, record
+from enorm._graph import UnsupportedModel, check_kind, record
 from enorm._modules import EXCLUDED, fingerprint, unusable
 from enorm._plan import Plan, linked
 from enorm._walk import Walk
@@ -26,7 +26,7 @@ def trace(
     The forward code is traced symbolically (``torch.fx``) in eval and in train mode, and a group
     has to hold in both. Of arguments with a default only those that ``example_inputs`` reaches are
     taken as inputs. Code that branches on anything else but the model's mode and such arguments
-    is seen as it runs for a symbolic input.
+    is seen as it runs for a symbolic input; code that draws random numbers itself is refused.
 
     A layer's rows start a group; operations that are provably positively homogeneous and keep
     units apart carry it on; layers that read it end it. Everything else is a wall: groups end
@@ -45,11 +45,12 @@ def trace(
         The plan. One without groups is no error here.
 
     Raises:
-        UnsupportedModel: the forward code cannot be traced, ``example_inputs`` do not fit it, or
-            ``strict`` and there is a wall.
+        UnsupportedModel: the forward code cannot be traced or is not what a call runs,
+            ``example_inputs`` do not fit it, or ``strict`` and there is a wall.
         ValueError: ``exclude`` names no module of the model.
-        TypeError: ``example_inputs`` or ``exclude`` is something else.
+        TypeError: ``model``, ``example_inputs`` or ``exclude`` is something else.
     """
+    check_kind(model)
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of module names, got the string {exclude!r}")
     modules = dict(model.named_modules(remove_duplicate=False))

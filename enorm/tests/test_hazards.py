@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import random
+import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import enorm
-from enorm.tests.test_trace import Written, groups
+from enorm.tests.test_trace import Written, assert_never_wrong, groups
 
 
 class Shapes(nn.Module):
@@ -231,6 +235,157 @@ def test_hooks_on_the_model_itself_are_refused() -> None:
     model.register_forward_hook(lambda module, inputs, output: output + module[0].weight.sum())
     with pytest.raises(enorm.UnsupportedModel, match="has forward hooks itself"):
         enorm.trace(model)
+
+
+def test_hooks_of_all_modules_are_refused() -> None:
+    handle = register_module_forward_hook(lambda module, inputs, output: output)
+    try:
+        with pytest.raises(enorm.UnsupportedModel, match="forward hooks of all modules"):
+            enorm.trace(chain())
+    finally:
+        handle.remove()
+
+
+def tanh_of_tensors(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """What a hook does to real values only."""
+    return torch.tanh(output) if isinstance(output, Tensor) else None
+
+
+def sigmoid_of_tensors(module: nn.Module, inputs: Any) -> Any:
+    """The same of inputs."""
+    return torch.sigmoid(inputs[0]) if isinstance(inputs[0], Tensor) else None
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["hook", "pre-hook"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["activation", "layers"])
+def test_hooks_on_containers_are_walls(weighted: bool, before: bool) -> None:
+    """They see no values while tracing, so that what they do then tells nothing."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    block = inner if weighted else nn.Sequential(nn.ReLU())
+    tail = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model = nn.Sequential(nn.Linear(6, 6), block, tail).double()
+    if before:
+        block.register_forward_pre_hook(sigmoid_of_tensors)
+    else:
+        block.register_forward_hook(tanh_of_tensors)
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["2.0"], ["2.2"], 6)]
+    hooked = ("1 (Sequential)", "forward hooks may change what passes")
+    assert [(skip.where, skip.reason) for skip in plan.skipped] == [hooked]
+    x = torch.randn(5, 6, dtype=torch.float64)
+    kept = {name: value.clone() for name, value in block.state_dict().items()}
+    expected = model(x)
+    enorm.balance_(model, plan, c=1.3)
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, kept[name]) for name, value in block.state_dict().items())
+
+
+class OwnCall(nn.Sequential):
+    """What it does is not in its forward."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As described."""
+        return torch.tanh(super().__call__(x))
+
+
+class OwnCallImpl(nn.Sequential):
+    """The same, one step later."""
+
+    def _call_impl(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.forward(x))
+
+
+def with_method(model: nn.Module, name: str, code: Callable[..., Any]) -> nn.Module:
+    """An instance with a method that its class does not have."""
+    setattr(model, name, types.MethodType(code, model))
+    return model
+
+
+def replaced_forward() -> nn.Module:
+    """As notebooks patch a model."""
+    return with_method(chain(), "forward", lambda m, x: m[2](torch.tanh(m[0](x))))
+
+
+def replaced_call() -> nn.Module:
+    """What ``__call__`` calls."""
+    return with_method(chain(), "_call_impl", lambda m, x: m[2](torch.tanh(m[0](x))))
+
+
+UNSEEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "forward": (replaced_forward, "its forward was replaced on the instance"),
+    "call": (replaced_call, "its _call_impl was replaced on the instance"),
+    "class": (lambda: OwnCall(*chain()), "its class OwnCall overrides __call__"),
+    "class's call": (lambda: OwnCallImpl(*chain()), "its class OwnCallImpl overrides _call_impl"),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_root_that_runs_other_code_than_its_classs_forward_is_refused(name: str) -> None:
+    make, reason = UNSEEN[name]
+    model = make()
+    with pytest.raises(enorm.UnsupportedModel, match=f"{reason}, and tracing sees only") as caught:
+        enorm.trace(model)
+    assert "enorm.plan_from_layers(model, [names of layers])" in str(caught.value)
+    with pytest.raises(enorm.UnsupportedModel, match=reason):
+        enorm.ENorm(model)
+    verified = enorm.verify(model, model, torch.randn(5, 6))
+    assert reason in (verified.reason or "")
+    # Inside of another model the code is seen as it runs.
+    assert_never_wrong(nn.Sequential(model, nn.ReLU(), nn.Linear(6, 6)), torch.randn(5, 6))
+
+
+def test_what_tracing_sees_of_a_root_is_no_reason() -> None:
+    """Other methods of an instance, and the class that fx makes for a recorded graph."""
+    model = with_method(chain(), "train", lambda m, mode=True: nn.Module.train(m, mode))
+    assert len(enorm.trace(model).groups) == 1
+    assert len(enorm.trace(torch.fx.symbolic_trace(chain())).groups) == 1
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_mixed_precision_of_accelerate_hides_nothing(precision: str) -> None:
+    """It puts autocast, and a cast of the output, around the class's forward."""
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.Accelerator(mixed_precision=precision, cpu=True).prepare(chain())
+    assert ("forward" in vars(model)) == (precision == "bf16")
+    assert len(enorm.trace(model).groups) == 1
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
+DRAWS: dict[str, tuple[Callable[[], float], str]] = {
+    "random": (random.random, "Python's random"),
+    "numpy": (lambda: float(np.random.rand()), "numpy.random"),  # noqa: NPY002
+    "torch": (lambda: torch.rand(()).item(), "torch's generator"),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_that_the_code_branches_on_are_refused(name: str, training: bool) -> None:
+    """One recording shows one of the ways; the generators go on as if nobody had drawn."""
+    draw, source = DRAWS[name]
+
+    def code(m: Written, x: Tensor) -> object:
+        h = m.a(x)
+        return m.b(torch.sigmoid(h) if m.training == training and draw() < 0.5 else F.relu(h))
+
+    model = Written(code)
+    mode = "train" if training else "eval"
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    expected = [make() for make, _ in DRAWS.values()]
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    with pytest.raises(
+        enorm.UnsupportedModel,
+        match=rf"in {mode} mode its forward code draws from {source}, so .* "
+        r"enorm\.plan_from_layers\(model, \[names of layers\]\)$",
+    ):
+        enorm.trace(model)
+    assert [make() for make, _ in DRAWS.values()] == expected
+    assert len(enorm.plan_from_layers(model, ["a", "b"]).groups) == 1
 
 
 def test_constants_with_a_gradient() -> None:
