@@ -6,12 +6,13 @@ not stand here is a wall: absence of proof ends a group, never a guess.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 # One factor per element, which depends on its sign or on nothing of it, so they keep any axis.
 # Dropout multiplies by 0 or 1/(1 − rate); the factor depends on the position, and of
@@ -23,7 +24,25 @@ _ELEMENTWISE: set[Any] = {
     *(F.leaky_relu, F.leaky_relu_, F.prelu, torch.prelu, F.rrelu, F.rrelu_),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(torch.abs, torch.neg, operator.abs, operator.neg, "abs", "abs_", "neg", "neg_"),
-    *("contiguous", "clone"),
+    *("contiguous", "clone", "detach"),
+}
+
+# Of their bounds, thresholds and values each has to be 0 or None.
+CLIPS: frozenset[Any] = frozenset(
+    {
+        *(torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_"),
+        *(torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_"),
+        *(torch.clamp_max, torch.clamp_max_, "clamp_max", "clamp_max_"),
+        *(F.threshold, torch.threshold, torch.threshold_),
+    }
+)
+# Methods that change the dtype, the device, or both; None: as their arguments say.
+CASTS: dict[Any, torch.dtype | None] = {
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "double": torch.float64,
+    **dict.fromkeys(("to", "cpu", "cuda")),
 }
 
 # A maximum or a mean over positions of one channel commutes with that channel's scale. The number
@@ -97,13 +116,15 @@ TRANSPOSED: dict[type[nn.Module], int] = {
     nn.ConvTranspose3d: 3,
 }
 BATCH_NORMS: frozenset[type[nn.Module]] = frozenset(
-    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 )
 
 # Normalize over a sample, not a batch; their weight and bias carry a scale as BatchNorm's do.
 LAYER_NORMS: frozenset[type[nn.Module]] = frozenset(
     {nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
 )
+
+_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 # What users vouch for: operation → trailing axes it mixes, 0 for elementwise ones.
 _REGISTERED: dict[Any, int] = {}
@@ -132,15 +153,33 @@ def register_homogeneous(operation: Any, *, positions: int = 0) -> Any:
     Formula: positive homogeneity per unit, Stock et al. 2019, §3.1.
     """
     is_module = isinstance(operation, type) and issubclass(operation, nn.Module)
-    if not is_module and (isinstance(operation, type) or not callable(operation)):
+    if not is_module and not _is_recordable(operation):
+        hint = (
+            "pass the class of a module, not the module"
+            if isinstance(operation, nn.Module) or not callable(operation)
+            else "put it into a function of its own (def) and register that"
+        )
         raise TypeError(
-            "operation must be a subclass of nn.Module or a function, got "
-            f"{operation!r}: pass the class of a module, not the module"
+            f"operation must be a subclass of nn.Module or a function, got {operation!r}: {hint}"
         )
     if not (isinstance(positions, int) and positions >= 0):
         raise ValueError(f"positions must be a whole number of at least 0, got {positions!r}")
     _REGISTERED[operation] = positions
     return operation
+
+
+def _is_recordable(operation: Any) -> bool:
+    """Whether ``torch.fx`` can put a call of it into a graph, and still trace other code then."""
+    if not (inspect.isroutine(operation) or isinstance(operation, _OVERLOADS)):
+        return False
+    graph = fx.Graph()
+    graph.output(graph.call_function(operation, (graph.placeholder("x"),)))
+    try:
+        fx.GraphModule(nn.Module(), graph)
+    except Exception:
+        # What it raises depends on where the function comes from.
+        return False
+    return True
 
 
 def registered_modules() -> tuple[type[nn.Module], ...]:
@@ -149,8 +188,10 @@ def registered_modules() -> tuple[type[nn.Module], ...]:
 
 
 def registered_functions() -> tuple[Any, ...]:
-    """Functions that users vouch for."""
-    return tuple(one for one in _REGISTERED if not isinstance(one, type))
+    """Python functions that users vouch for: ``torch.fx`` would look into them."""
+    return tuple(
+        one for one in _REGISTERED if inspect.isroutine(one) and not inspect.isbuiltin(one)
+    )
 
 
 def is_registered(operation: nn.Module | Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,6 +15,8 @@ from torch.fx.node import map_arg
 from enorm._graph import Recording, attribute
 from enorm._homogeneous import (
     BATCH_NORMS,
+    CASTS,
+    CLIPS,
     CONCATENATIONS,
     CONVOLUTIONS,
     LAYER_NORMS,
@@ -56,6 +58,9 @@ class Walk:
         self.batchnorm = batchnorm
         self.unusable = reasons
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.given = False
+        self.numbers: set[fx.Node] = set()
+        self.dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
         self.signals: dict[fx.Node, Signal | None] = {}
         self.depths: dict[fx.Node, int] = {}
         self.above: set[fx.Node] = set()
@@ -70,6 +75,7 @@ class Walk:
         """Take in one way through the forward code."""
         graph = recording.graph_module.graph
         self.shapes.update(recording.shapes)
+        self.given |= bool(recording.shapes)
         self.called |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
         for node in reversed(graph.nodes):
@@ -84,6 +90,8 @@ class Walk:
                 value := attribute(recording.graph_module, node), torch.Tensor
             ):
                 self.shapes[node] = value.shape
+            if _is_number(node, self.numbers):
+                self.numbers.add(node)
             self.signals[node] = self._visit(node)
             if node in recording.kept:
                 self._end(node, "the forward code keeps its activations")
@@ -143,6 +151,9 @@ class Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if getattr(module, "return_indices", False):
             return self._wall(node, "returns indices beside the activations")
+        if kind is nn.Threshold:
+            module = cast(nn.Threshold, module)
+            return self._clip(node, (module.threshold, module.value))
         if kind in PADDING:
             if getattr(module, "value", 0) != 0:
                 return self._wall(node, "pads with a constant")
@@ -182,18 +193,20 @@ class Walk:
 
     def _visit_function(self, node: fx.Node) -> Signal | None:
         target = node.target
-        if target in (getattr, operator.getitem) or target in ("size", "dim"):
+        if node in self.numbers:
+            return None
+        if target in (getattr, operator.getitem):
             if target is operator.getitem and self._only_signal(node) is not None:
                 return self._wall(node, "indexes the activations")
-            if target is getattr and node.args[1] not in ("shape", "ndim", "dtype", "device"):
+            if target is getattr:
                 return self._wall(node, f"reads attribute {node.args[1]!r} of the activations")
             return None
         if not any(self.signals[source] for source in node.all_input_nodes):
             return None
-        if "out" in node.kwargs:
+        if node.kwargs.get("out") is not None:
             return self._wall(node, "writes into another tensor")
         followed = next((names for kinds, names in _ARGUMENTS if target in kinds), None)
-        if followed is not None and (other := node.kwargs.keys() - followed):
+        if followed is not None and (other := node.kwargs.keys() - followed - {"out"}):
             return self._wall(node, f"has the argument {min(other)!r}, which is not followed")
         if target in (torch.flatten, "flatten"):
             start = _argument(node, 1, "start_dim", 0)
@@ -212,18 +225,46 @@ class Walk:
         if target in RESHAPES:
             return self._reshape(node)
         if target is F.pad:
-            if _argument(node, 2, "mode", "constant") == "constant" and _argument(
-                node, 3, "value", None
-            ) not in (None, 0):
+            mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
+            if mode not in ("reflect", "replicate", "circular") and value not in (None, 0):
                 return self._wall(node, "pads with a constant")
-            return self._pad(node, len(cast(Sequence[Any], _argument(node, 1, "pad", ()))) // 2)
+            amounts = _argument(node, 1, "pad", ())
+            if not isinstance(amounts, (tuple, list)):
+                return self._wall(node, "pads axes that cannot be told")
+            return self._pad(node, len(amounts) // 2)
+        if target in CLIPS:
+            named = (node.kwargs.get(name) for name in ("min", "max", "threshold", "value"))
+            return self._clip(node, (*node.args[1:], *named))
+        if target in CASTS:
+            return self._cast(node)
         if node.kwargs.get("return_indices"):
             return self._wall(node, "returns indices beside the activations")
         return self._visit_operation(node, target)
 
+    def _clip(self, node: fx.Node, bounds: Iterable[Any]) -> Signal | None:
+        """At 0 it is a ReLU, or one upside down."""
+        if any(not (bound is None or _is_zero(bound)) for bound in bounds):
+            return self._wall(node, "clips at another value than 0")
+        return self._only_signal(node)
+
+    def _cast(self, node: fx.Node) -> Signal | None:
+        """To another device, or to a dtype that holds all that the parameters' holds."""
+        for value in (CASTS[node.target], *node.args[1:], *node.kwargs.values()):
+            if isinstance(value, fx.Node) and not _is_attribute(value, "device"):
+                return self._wall(node, "casts to a dtype that cannot be told")
+            if isinstance(value, torch.dtype):
+                wide = any(torch.promote_types(own, value) == value for own in self.dtypes)
+                if not (wide and value.is_floating_point):
+                    reason = f"casts to {value}, which holds less than the parameters' dtype"
+                    return self._wall(node, reason)
+        return self._only_signal(node)
+
     def _sum(self, node: fx.Node) -> Signal | None:
         """Sums, differences and maxima of two values: both have to carry the same scales."""
         operands = (_argument(node, 0, "input", None), _argument(node, 1, "other", None))
+        if any(_is_zero(one) for one in operands):
+            # As Python's ``sum`` begins.
+            return self._only_signal(node)
         if set(operands) != set(node.all_input_nodes):
             return self._wall(node, "adds a constant")
         first, second = (self.signals[cast(fx.Node, one)] for one in operands)
@@ -256,6 +297,8 @@ class Walk:
             return self._wall(node, "divides by activations, or overwrites what is multiplied")
         signal = cast(Signal, self.signals[scaled[0]])
         factor = second if scaled[0] is first else first
+        if isinstance(factor, fx.Node) and factor in self.numbers:
+            return signal
         if signal.size == 1 and isinstance(factor, fx.Node):
             return self._wall(node, "may repeat its only unit")
         return replace(signal, dimensions=self._broadcast(node, signal, factor))
@@ -280,7 +323,7 @@ class Walk:
             (one for one in counts if one), UNCERTAIN if UNCERTAIN in counts else None
         )
         if dimensions == UNCERTAIN and axis >= 0:
-            return self._wall(node, _UNCERTAIN)
+            return self._wall(node, self._ask("the number of axes is not known"))
         # Without a hint features are taken as (N, features); whoever reads them counts them.
         if (axis if axis < 0 else axis - (dimensions or 2)) != own:
             return self._wall(node, "concatenates along another axis than that of the units")
@@ -291,7 +334,7 @@ class Walk:
             elif one in self.shapes and -own <= len(self.shapes[one]):
                 parts.append(Units(self.shapes[one][own], pinned=True))
             else:
-                return self._wall(node, "concatenates a value of unknown size: pass example_inputs")
+                return self._wall(node, self._ask("concatenates a value of unknown size"))
         return Signal(tuple(parts), own, dimensions)
 
     def _reduce(self, node: fx.Node) -> Signal | None:
@@ -300,8 +343,13 @@ class Walk:
         if signal is None:
             return None
         keep = _argument(node, 2, "keepdim", False)
+        if not isinstance(keep, bool):
+            return self._wall(node, "reduces in a way that cannot be followed")
         dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
-        found = _axes(_argument(node, 1, "dim", None), dimensions)
+        over = _argument(node, 1, "dim", None)
+        found = _axes(over, dimensions)
+        if over is not None and not found and not dimensions:
+            return self._wall(node, self._ask("the number of axes is not known"))
         if not found or signal.flattened or signal.axis in found:
             return self._wall(node, "reduces over hidden units")
         if keep:
@@ -315,16 +363,18 @@ class Walk:
         if signal is None:
             return None
         count = self._dimensions_of(node.all_input_nodes[0], signal)
+        reason = "permutes axes in a way that cannot be followed"
+        reason = reason if count else self._ask(reason)
         rest: Any = node.args[1:]
         if node.target in (torch.permute, "permute"):
             rest = node.kwargs.get("dims", rest)
             order = _axes(rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest, count)
             if not count or signal.flattened or sorted(order) != list(range(-count, 0)):
-                return self._wall(node, "permutes axes in a way that cannot be followed")
+                return self._wall(node, reason)
             return replace(signal, axis=order.index(signal.axis) - count)
         pair = _axes([*rest, *node.kwargs.values()], count)
         if len(pair) != 2 or signal.flattened:
-            return self._wall(node, "permutes axes in a way that cannot be followed")
+            return self._wall(node, reason)
         moved = {pair[0]: pair[1], pair[1]: pair[0]}
         return replace(signal, axis=moved.get(signal.axis, signal.axis))
 
@@ -340,7 +390,7 @@ class Walk:
         bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
         groups, transposed = getattr(module, "groups", 1), kind in TRANSPOSED
         inputs = outputs = 0
-        if weight is not None and _is_matrix(weight) and not is_lazy(weight):
+        if weight is not None and _is_matrix(weight) and _has_entries(weight):
             inputs, outputs = sizes_of(module, weight)
             self._count(node, name, kind.__name__, bias, inputs, groups, transposed)
         if reason is not None or weight is None:
@@ -358,6 +408,9 @@ class Walk:
         """Number of axes of a layer's output; a convolution's input is taken as a batch."""
         if node in self.shapes:
             return len(self.shapes[node])
+        if self.given:
+            # What is usual is no guide where an example shows what is, and not here.
+            return UNCERTAIN
         if axis < -1:
             return 1 - axis
         return None if signal is None else signal.dimensions
@@ -453,7 +506,7 @@ class Walk:
         if reason is not None:
             self._note(node, reason)
         elif axis is None:
-            self._note(node, "the shape of its input is not known: pass example_inputs")
+            self._note(node, self._ask("the shape of its input is not known"))
         if axis is None or features == 0:
             return None
         if reason is not None:
@@ -466,7 +519,7 @@ class Walk:
         """Number of axes of a normalization's input, batch included."""
         if node in self.shapes:
             return len(self.shapes[node])
-        if signal is None or kind is not nn.BatchNorm1d:
+        if signal is None or kind not in (nn.BatchNorm1d, nn.SyncBatchNorm):
             return None if signal is None else signal.dimensions
         return 1 - signal.axis if signal.dimensions is None else signal.dimensions
 
@@ -495,6 +548,8 @@ class Walk:
             return None
         source = self.shapes.get(node.all_input_nodes[0])
         to_the_end = end == -1 or (source is not None and end == len(source) - 1)
+        if start == 1 and source is None and isinstance(end, int) and end > 1:
+            return self._wall(node, self._ask("flattens up to an axis that may not be the last"))
         if start != 1 or not to_the_end:
             return self._wall(node, "flattens other axes than all but the first")
         return self._merge(node, signal, source)
@@ -509,18 +564,24 @@ class Walk:
         sizes = node.args[1:]
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             sizes = tuple(sizes[0])
+        if any(isinstance(one, torch.dtype) or _is_attribute(one, "dtype") for one in sizes):
+            return self._wall(node, "reads the activations' bits as another dtype")
         if before is not None and after is not None:
             if len(after) == 2 and after[0] == before[0]:
                 return self._merge(node, signal, before)
         elif len(sizes) == 2 and sizes[1] == -1 and _is_batch_size(sizes[0], source):
             return self._merge(node, signal, None)
-        return self._wall(node, "reshapes in a way not known to keep units apart")
+        reason = "reshapes in a way not known to keep units apart"
+        # Seen to have two axes, of which the first is the batch, it would do.
+        may_do = len(sizes) == 2 or (len(sizes) == 1 and isinstance(sizes[0], fx.Node))
+        unknown = before is None or after is None
+        return self._wall(node, self._ask(reason) if unknown and may_do else reason)
 
     def _merge(self, node: fx.Node, signal: Signal, source: torch.Size | None) -> Signal | None:
         """All axes but the first become one, each unit's positions side by side."""
         dimensions = signal.dimensions if source is None else len(source)
         if dimensions == UNCERTAIN:
-            return self._wall(node, _UNCERTAIN)
+            return self._wall(node, self._ask("the number of axes is not known"))
         if signal.axis == -1:
             # Of an (N, features) input nothing changes; of a longer one units would interleave.
             if dimensions not in (None, 2):
@@ -534,10 +595,10 @@ class Walk:
 
     def _only_signal(self, node: fx.Node) -> Signal | None:
         """The signal that ``node`` reads; several at once meet at a wall."""
-        sources = _operands(node)
+        sources = [one for one in _operands(node) if one not in self.numbers]
         if len(sources) < 2 or not any(self.signals[source] for source in sources):
             return self.signals[sources[0]] if sources else None
-        # Sizes and slopes are values too, but carry no units.
+        # Slopes are values too, but carry no units.
         transposed = node.op == "call_module" and type(self.modules[str(node.target)]) in TRANSPOSED
         with_others = transposed or node.target in _WITH_OTHERS
         is_first = bool(node.args) and node.args[0] is sources[0]
@@ -570,6 +631,12 @@ class Walk:
         """A wall at the output of ``node``: the units it makes get no scale."""
         self.noted.append(Skip(self._where(node), reason))
 
+    def _ask(self, reason: str) -> str:
+        """``reason``, and what would help."""
+        return reason + (
+            ", and example_inputs do not tell" if self.given else ": pass example_inputs"
+        )
+
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
@@ -591,7 +658,6 @@ _ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
     (RESHAPES, frozenset({"input"})),
     ((F.pad,), frozenset({"input", "pad", "mode", "value"})),
 )
-_UNCERTAIN = "the number of axes is not known: pass example_inputs"
 # Where channels stand, whether or not there is a batch; batches of the others vary.
 _CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.LayerNorm: -1,
@@ -636,6 +702,34 @@ def _family(kind: type[nn.Module]) -> str:
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
     return is_lazy(parameter) or parameter.dim() > 1
+
+
+def _is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
+    """Whether it is no tensor: a size, what Python computes from sizes, a dtype or a device."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
+        return True
+    sources = node.all_input_nodes
+    of_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
+    return of_python and bool(sources) and all(one in numbers for one in sources)
+
+
+def _is_attribute(value: Any, name: str) -> bool:
+    """Whether it is what some tensor's attribute ``name`` says."""
+    is_read = isinstance(value, fx.Node) and value.target is getattr
+    return is_read and bool(value.args[1] == name)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _has_entries(weight: nn.Parameter) -> bool:
+    """Whether rows and columns of it can be told."""
+    return not is_lazy(weight) and weight.layout is torch.strided
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +124,80 @@ def test_what_cannot_be_registered() -> None:
         enorm.register_homogeneous(int)
     with pytest.raises(ValueError, match="positions must be a whole number of at least 0, got -1"):
         enorm.register_homogeneous(halves, positions=-1)
+
+
+class Doubling(torch.autograd.Function):
+    """What a gradient of one's own is written as."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        """Twice."""
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        """Twice."""
+        return 2 * grad
+
+
+class Callable:
+    """A function that is an object."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Itself."""
+        return x
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Homogeneous."""
+    return 2 * x
+
+
+def scripted() -> object:
+    """A function that ``torch.jit`` has compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(doubled)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        scripted,
+        lambda: functools.partial(F.leaky_relu, negative_slope=0.2),
+        Callable,
+        lambda: Doubling.apply,
+    ],
+    ids=["scripted", "partial", "object", "autograd"],
+)
+def test_what_cannot_be_recorded_is_refused_at_once(make: Any) -> None:
+    """And not by every later trace of whatever model."""
+    with pytest.raises(TypeError, match=r"put it into a function of its own \(def\) and register"):
+        enorm.register_homogeneous(make())
+    assert len(enorm.trace(Calls()).skipped) == 1
+    assert len(torch.fx.symbolic_trace(Calls()).graph.nodes) > 0
+
+
+torchs_own = torch.sin
+pythons_own = F.hardtanh
+
+
+class CallsTorch(Calls):
+    """Functions of torch by global names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        result: Tensor = self.b(pythons_own(torchs_own(self.a(x))))
+        return result
+
+
+def test_registered_functions_of_torch_harm_no_later_trace() -> None:
+    """``torch.fx`` would wrap them for good by names that are none."""
+    enorm.register_homogeneous(torchs_own)
+    enorm.register_homogeneous(pythons_own)
+    assert len(enorm.trace(CallsTorch()).groups) == 1
+    assert len(enorm.trace(Calls()).skipped) == 1
+    assert len(torch.fx.symbolic_trace(Calls()).graph.nodes) > 0
 
 
 def test_untraceable_code_names_its_line_and_the_escape() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,31 @@ def in_place(m: Any, x: Tensor) -> Any:
     return m.c(h)
 
 
+def clipped(m: Any, x: Tensor) -> Any:
+    """ReLU by its other names."""
+    h = torch.clamp(m.a(x).clamp(min=0).clamp_min(0), 0, None)
+    h = m.threshold(F.threshold(torch.clip(h, min=0.0), 0, 0)) - torch.clamp(m.a2(x), max=0)
+    return m.c(h.clamp_(min=0))
+
+
+def sized(m: Any, x: Tensor) -> Any:
+    """Windows and factors computed from sizes."""
+    h = F.relu(m.a(x))
+    h = F.avg_pool2d(h, h.size()[2:]) + F.max_pool2d(h, kernel_size=h.shape[2:])
+    h = F.adaptive_avg_pool2d(h, x.shape[-2:])  # type: ignore[arg-type]
+    h = h * x.size(2) / math.sqrt(x.size(1))
+    return m.b(h)
+
+
+def padded(m: Any, x: Tensor) -> Any:
+    """A U-Net whose lower path loses rows."""
+    high = F.relu(m.a(x))
+    low = m.up(F.relu(m.b(F.max_pool2d(high, 4))))
+    rows, columns = high.size(2) - low.size(2), high.size(3) - low.size(3)
+    low = F.pad(low, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+    return m.out(F.relu(m.c(torch.cat([low, high], 1))))
+
+
 FC = {"a": (3, 5), "b": (5, 5), "c": (5, 2)}
 STREAM = linears(a=(3, 5), b=(5, 5), c=(5, 2))
 TWO = linears(a=(3, 4), b=(3, 4), c=(4, 2))
@@ -160,6 +186,128 @@ CASES = {
         lambda m, x: m.c(abs(m.a(x)).abs()),
         (7, 3),
         [(["a"], ["c"], 4)],
+    ),
+    "clipped at zero": Case(
+        lambda: {**linears(a=(3, 4), a2=(3, 4), c=(4, 2))(), "threshold": nn.Threshold(0, 0.0)},
+        clipped,
+        (7, 3),
+        [(["a", "a2"], ["c"], 4)],
+    ),
+    "clipped elsewhere": Case(
+        TWO,
+        lambda m, x: m.c(m.a(x).clamp(min=0.1)),
+        (7, 3),
+        [],
+        reason="clips at another value than 0",
+    ),
+    "clipped from above": Case(
+        TWO,
+        lambda m, x: m.c(torch.clamp(m.a(x), 0, max=6)),
+        (7, 3),
+        [],
+        reason="clips at another value than 0",
+    ),
+    "clipped at a size": Case(
+        TWO,
+        lambda m, x: m.c(torch.clamp_min(m.a(x), x.size(0))),
+        (7, 3),
+        [],
+        reason="clips at another value than 0",
+    ),
+    "threshold": Case(
+        lambda: {**TWO(), "threshold": nn.Threshold(0, 0.5)},
+        lambda m, x: m.c(m.threshold(m.a(x))),
+        (7, 3),
+        [],
+        reason="clips at another value than 0",
+    ),
+    "functional threshold": Case(
+        TWO,
+        lambda m, x: m.c(F.threshold(m.a(x), 0.5, 0)),
+        (7, 3),
+        [],
+        reason="clips at another value than 0",
+    ),
+    "Python's sum": Case(
+        TWO,
+        lambda m, x: m.c(F.relu(sum([m.a(x), m.b(x)]))),
+        (7, 3),
+        [(["a", "b"], ["c"], 4)],
+    ),
+    "detached": Case(TWO, lambda m, x: m.c(F.relu(m.a(x)).detach()), (7, 3), [(["a"], ["c"], 4)]),
+    "cast to what it is": Case(
+        TWO,
+        lambda m, x: m.c(F.relu(m.a(x).double().to(torch.float64).to(x.device).cpu())),
+        (7, 3),
+        [(["a"], ["c"], 4)],
+    ),
+    "cast to less": Case(
+        TWO,
+        lambda m, x: m.c(m.a(x).to(dtype=torch.float32).to(torch.float64)),
+        (7, 3),
+        [],
+        reason="casts to torch.float32, which holds less than the parameters' dtype",
+    ),
+    "cast to whole numbers": Case(
+        TWO,
+        lambda m, x: m.c(m.a(x).to("cpu", torch.int64).double()),
+        (7, 3),
+        [],
+        reason="casts to torch.int64, which holds less than the parameters' dtype",
+    ),
+    "cast to another's dtype": Case(
+        TWO,
+        lambda m, x: m.c(m.a(x).to(x.dtype)),
+        (7, 3),
+        [],
+        reason="casts to a dtype that cannot be told",
+    ),
+    "bits": Case(
+        TWO,
+        lambda m, x: m.c(m.a(x).view(torch.float64)),
+        (7, 3),
+        [],
+        reason="reads the activations' bits as another dtype",
+    ),
+    "normalized by a function": Case(
+        TWO,
+        lambda m, x: m.c(F.normalize(m.a(x))),
+        (7, 3),
+        [],
+        reason="not known to be positively homogeneous",
+    ),
+    "sizes": Case(convs(a=(3, 4, 3, 1), b=(4, 2, 3, 1)), sized, IMAGE, [(["a"], ["b"], 4)]),
+    "pads by sizes": Case(
+        lambda: (
+            convs(a=(3, 4, 3, 1), b=(4, 6, 3, 1), c=(9, 5, 3, 1), out=(5, 2, 1, 1))()
+            | {"up": nn.ConvTranspose2d(6, 5, 4, stride=4)}
+        ),
+        padded,
+        (4, 3, 7, 9),
+        [(["a"], ["b", "c"], 4), (["b"], ["up"], 6), (["up"], ["c"], 5), (["c"], ["out"], 5)],
+    ),
+    "pads as a size says": Case(
+        PAIR,
+        lambda m, x: m.b(F.pad(m.a(x), x.size()[2:])),
+        IMAGE,
+        [],
+        reason="pads axes that cannot be told",
+    ),
+    "keeps axes as a size says": Case(
+        convs(a=(3, 4, 3, 1), b=(4, 2)),
+        lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=x.size(2) < 3)),
+        IMAGE,
+        [],
+        reason="reduces in a way that cannot be followed",
+    ),
+    "synchronized BatchNorm": Case(
+        lambda: (
+            {**PAIR(), "n0": nn.SyncBatchNorm(4), "n1": nn.SyncBatchNorm(6)}
+            | linears(c=(180, 6), d=(6, 2))()
+        ),
+        lambda m, x: m.d(F.relu(m.n1(m.c(F.relu(m.b(F.relu(m.n0(m.a(x))))).flatten(1))))),
+        IMAGE,
+        [(["n0"], ["b"], 4), (["b"], ["c"], 5), (["n1"], ["d"], 6)],
     ),
     "residual with projection": Case(
         convs(
