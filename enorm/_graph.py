@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted, unseen_call
@@ -266,7 +267,8 @@ def _shapes(
     finder = None
     try:
         finder = _ShapeFinder(graph_module)
-        finder.run(*inputs)
+        with _OnMeta():
+            finder.run(*inputs)
     except Exception as error:
         sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -276,8 +278,23 @@ def _shapes(
     return finder.shapes
 
 
+class _OnMeta(TorchDispatchMode):
+    """Every tensor stays on the meta device, whatever device the code names."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if any(argument.name == "device" for argument in function._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        return function(*args, **kwargs)
+
+
 class _ShapeFinder(fx.Interpreter):
-    """Runs a graph on a twin of its modules whose tensors have no values."""
+    """Runs a graph on a twin of its modules whose tensors have no values.
+
+    What depends on values has no shape that could be known, nor has what depends on that.
+    """
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         tensors = [*graph_module.parameters(), *graph_module.buffers()]
@@ -293,9 +310,40 @@ class _ShapeFinder(fx.Interpreter):
         super().__init__(copy.deepcopy(graph_module, twins), graph=graph_module.graph)
         self.extra_traceback = False
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.unknown: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        if any(source in self.unknown for source in n.all_input_nodes) or self._is_opaque(n):
+            self.unknown.add(n)
+            return None
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            # Else the sizes do not fit.
+            if not isinstance(error, NotImplementedError) and "meta" not in str(error):
+                raise
+            self.unknown.add(n)
+            return None
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
         return value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # Among several processes it runs on an accelerator only.
+        is_synchronized = type(self.fetch_attr(target)) is nn.SyncBatchNorm
+        return args[0] if is_synchronized else super().call_module(target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # Everything stays on the meta device, and a machine without a GPU can plan for one.
+        return args[0] if target == "cuda" else super().call_method(target, args, kwargs)
+
+    def _is_opaque(self, n: fx.Node) -> bool:
+        """Whether its code cannot, or must not, run without values: hooks may keep what they see.
+
+        Those of lazy modules are torch's own, and give them their shapes.
+        """
+        if n.op != "call_module":
+            return False
+        module = self.fetch_attr(str(n.target))
+        lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        return is_scripted(module) or (own_hooks(module) and not lazy)

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from enorm._sharded import local
 
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def strided(tensor: Tensor) -> Tensor | None:
+    """What of it lies in memory by strides: of a sparse tensor its values; None for nothing."""
+    if tensor.layout is torch.strided:
+        return tensor
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()
+    return tensor.values() if tensor.layout in _COMPRESSED else None
+
 
 def storage(tensor: Tensor) -> int:
     """What two tensors have in common that share memory."""
-    return int(tensor.untyped_storage()._cdata)
+    part = strided(tensor)
+    return id(tensor) if part is None else int(part.untyped_storage()._cdata)
 
 
 def is_lazy(tensor: Tensor) -> bool:
@@ -38,9 +51,10 @@ def sharing(model: nn.Module) -> Iterator[str]:
     for name, tensor in tensors:
         if is_lazy(tensor):
             continue
-        tensor = local(tensor)
-        if tensor.numel() == 0:
+        part = strided(local(tensor))
+        if part is None or part.numel() == 0:
             continue
+        tensor = part
         if overlaps_itself(tensor):
             yield name
         first = int(tensor.storage_offset())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence, Set
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,8 @@ def unusable(
             reasons[name] = f"also used inside {inside[name]}"
         elif any(is_lazy(value) for value in own.values()):
             reasons[name] = "its parameters have no shape before the first forward"
+        elif any(value.layout is not torch.strided for value in own.values()):
+            reasons[name] = "its parameters are sparse"
         elif names & shared:
             reasons[name] = "its parameters share memory with others"
         elif names & read or any(storage(value) in touched for value in own.values()):
@@ -106,22 +110,54 @@ def _wrong_shape(module: nn.Module) -> str | None:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of what a plan depends on.
 
-    Module types and printed settings, functions kept as attributes, hooks, shapes of parameters
-    and which of them share memory.
+    Module types and printed settings, public attributes that are True, False or a string,
+    functions kept as attributes, hooks, shapes of parameters and which of them share memory.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules(remove_duplicate=False):
         kind = class_of(module)
         functions = sorted(
-            f"{key}={value.__module__}.{value.__qualname__}"
+            f"{key}={_described(value)}"
             for key, value in module.__dict__.items()
-            if hasattr(value, "__qualname__")
+            if hasattr(value, "__qualname__") or isinstance(value, functools.partial)
         )
         hooked = own_hooks(module) or bool(replaced_methods(module))
         text = f"{name}|{kind.__module__}.{kind.__qualname__}|{module.extra_repr()}"
-        digest.update(f"{text}|{functions}|{hooked}\n".encode())
+        digest.update(f"{text}|{functions}|{_switches(module)}|{hooked}\n".encode())
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not is_lazy(parameter):
             digest.update(f"{name}|{tuple(parameter.shape)}\n".encode())
     digest.update(str(sorted(set(sharing(model)))).encode())
     return digest.hexdigest()
+
+
+def _switches(module: nn.Module) -> list[tuple[str, bool | str]]:
+    """Public attributes that forward code may branch on, of the instance or of its class.
+
+    Numbers are left out, for forward code counts with them; so is the mode, for a plan holds in
+    both.
+    """
+    values: dict[str, Any] = {}
+    for kind in reversed(class_of(module).__mro__):
+        if kind not in nn.Module.__mro__:
+            values |= vars(kind)
+    values |= module.__dict__
+    return sorted(
+        (key, value)
+        for key, value in values.items()
+        if isinstance(value, (bool, str)) and not key.startswith("_") and key != "training"
+    )
+
+
+def _described(value: Any) -> str:
+    """The same for what is alike in another process: addresses do not belong in."""
+    if isinstance(value, functools.partial):
+        named = {key: _described(one) for key, one in sorted(value.keywords.items())}
+        return f"{_described(value.func)}({[_described(one) for one in value.args]}, {named})"
+    if hasattr(value, "__qualname__"):
+        return f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return str([_described(one) for one in value])
+    return type(value).__qualname__

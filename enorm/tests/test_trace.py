@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -599,6 +602,82 @@ def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
         enorm.trace(model, exclude="2")
 
 
+class Normalized(nn.Module):
+    """A BatchNorm whose axis the example shows, behind whatever happens to the inputs."""
+
+    def __init__(self, code: Callable[[Normalized, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(6)
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Linear(6, 6)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        result: Tensor = self.b(F.relu(self.a(self.bn(self.code(self, x)))))
+        return result
+
+
+ON_ANY_DEVICE: dict[str, Callable[[Normalized, Tensor], Tensor]] = {
+    "to the parameters": lambda m, x: x.to(next(m.parameters()).device),
+    "to a name": lambda m, x: x.to("cpu"),
+    "cpu": lambda m, x: x.cpu(),
+    "cuda": lambda m, x: x.cuda(),
+    "made by number": lambda m, x: x + torch.arange(x.shape[1], device="cpu"),
+    "made without": lambda m, x: x + torch.arange(x.shape[1]),
+}
+BY_VALUE: dict[str, Callable[[Normalized, Tensor], Tensor]] = {
+    "mask": lambda m, x: x[x[:, 0] > 0],
+    "where": lambda m, x: torch.nonzero(x).float().tile(1, 3),
+    "item": lambda m, x: x * x.max().item(),
+}
+
+
+@pytest.mark.parametrize("name", ON_ANY_DEVICE)
+def test_example_inputs_fit_whatever_device_the_code_names(name: str) -> None:
+    """None of it has values, on none of them."""
+    plan = enorm.trace(Normalized(ON_ANY_DEVICE[name]), torch.zeros(2, 6))
+    assert groups(plan) == [(["bn"], ["a"], 6), (["a"], ["b"], 6)]
+
+
+@pytest.mark.parametrize("name", BY_VALUE)
+def test_what_depends_on_values_has_no_shape(name: str) -> None:
+    """The rest goes on, and guesses no number of axes."""
+    model = Normalized(BY_VALUE[name])
+    plan = enorm.trace(model, torch.zeros(2, 6))
+    assert groups(plan) == [(["a"], ["b"], 6)]
+    assert reasons(plan) == ["the shape of its input is not known, and example_inputs do not tell"]
+    assert reasons(enorm.trace(model)) == [
+        "the shape of its input is not known: pass example_inputs"
+    ]
+    with pytest.raises(enorm.UnsupportedModel, match=r"^example_inputs of shape \(2, 5\) do not"):
+        enorm.trace(nn.Sequential(nn.Linear(6, 6), model), torch.zeros(2, 5))
+
+
+def test_hooks_do_not_run_for_shapes() -> None:
+    """They may keep what they see."""
+    seen: list[object] = []
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert groups(enorm.trace(model, torch.zeros(2, 6))) == [(["2"], ["4"], 6)]
+    assert seen == []
+
+
+def test_synchronized_batchnorm_among_processes() -> None:
+    """It refuses to run on another device than an accelerator."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    )
+    dist.init_process_group(
+        "gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+    )
+    try:
+        plan = enorm.trace(model, torch.zeros(5, 3, 2, 2))
+    finally:
+        dist.destroy_process_group()
+    assert groups(plan) == [(["1"], ["4"], 4)]
+
+
 def test_a_plan_does_not_outlive_what_it_was_proved_for() -> None:
     def chain() -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6))
@@ -625,6 +704,53 @@ def test_a_plan_does_not_outlive_what_it_was_proved_for() -> None:
     enorm.trace(Written(forward_relu)).check(Written(forward_relu))
     with pytest.raises(ValueError, match="another model"):
         enorm.trace(Written(forward_relu)).check(Written(forward_gelu))
+
+
+class Switched(nn.Module):
+    """Attributes say what it does."""
+
+    soft = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Linear(6, 6)
+        self.kind = "relu"
+        self.act = functools.partial(F.leaky_relu, negative_slope=0.1)
+        self.seen = 0
+        self._cache = "nothing"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        h = torch.sigmoid(self.a(x)) if self.soft else self.act(self.a(x))
+        result: Tensor = self.b(torch.tanh(h) if self.kind == "tanh" else h)
+        return result
+
+
+SWITCHES: dict[str, Callable[[Switched], None]] = {
+    "bool": lambda m: setattr(m, "soft", True),
+    "str": lambda m: setattr(m, "kind", "tanh"),
+    "partial's function": lambda m: setattr(m, "act", functools.partial(F.elu, alpha=0.1)),
+    "partial's argument": lambda m: setattr(
+        m, "act", functools.partial(F.leaky_relu, negative_slope=0.2)
+    ),
+    "partial's keyword": lambda m: setattr(m, "act", functools.partial(F.leaky_relu, inplace=True)),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_plan_does_not_outlive_what_the_code_branches_on(name: str) -> None:
+    model = Switched()
+    plan = enorm.trace(model)
+    assert len(plan.groups) == 1
+    # What it counts and hides is its own affair, and so is a value that its class has as well.
+    model.seen, model._cache, model.soft = 1, "something", False
+    model.eval()
+    plan.check(model)
+    plan.check(copy.deepcopy(model))
+    SWITCHES[name](model)
+    with pytest.raises(ValueError, match="another model"):
+        enorm.balance_(model, plan)
 
 
 def forward_relu(m: Written, x: Tensor) -> object:
@@ -718,6 +844,115 @@ def test_layers_that_cannot_be_rescaled_say_why(change: Callable[[nn.Sequential]
     assert [layer.weight for layer in plan.layers if layer.weight[0] == "2"] == (
         ["2.weight"] if change in (mixed_weights, weight_without_entries) else []
     )
+
+
+SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "COO": Tensor.to_sparse,
+    "CSR": Tensor.to_sparse_csr,
+}
+
+
+@pytest.mark.parametrize("example", [False, True], ids=["no example", "example"])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_tensors(kind: str, example: bool) -> None:
+    """A buffer, such as a graph's edges, is what it is; a weight is a reason."""
+    sparse = SPARSE[kind]
+
+    def code(m: Written, x: Tensor) -> Tensor:
+        h = m.b(F.relu(m.a(x)))
+        result: Tensor = m.c(torch.sparse.mm(m.get_buffer("edges"), h))
+        return result
+
+    inputs = torch.randn(4, 6) if example else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Written(code)
+        model.register_buffer("edges", sparse(torch.eye(4)))
+        assert groups(enorm.trace(model, inputs)) == [(["a"], ["b"], 6)]
+        assert enorm.balance_(model).converged
+        chain = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+        chain[1].weight = nn.Parameter(sparse(torch.eye(6)))
+        plan = enorm.trace(chain, inputs)
+        assert groups(plan) == [(["2"], ["3"], 6)]
+        assert [(skip.where, skip.reason) for skip in plan.skipped] == [
+            ("1 (Linear)", "its parameters are sparse")
+        ]
+        assert enorm.balance_(chain, plan).converged
+
+
+def test_sparse_values_share_memory_as_others_do() -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2))
+    values = model.get_parameter("0.weight").detach()[0]
+    view = torch.sparse_coo_tensor(torch.arange(4)[None], values, (4,), check_invariants=True)
+    model.register_buffer("view", view)
+    assert reasons(enorm.trace(model)) == ["its parameters share memory with others"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+@pytest.mark.parametrize("example", [False, True], ids=["no example", "example"])
+def test_compiled_by_torch_jit(example: bool) -> None:
+    """A wall inside of a model, and no model by itself."""
+    inputs = torch.zeros(2, 6) if example else None
+    block = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    for part in (torch.jit.script(block), torch.jit.trace(block, torch.zeros(2, 6))):
+        model = nn.Sequential(nn.Linear(6, 6), part, nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        plan = enorm.trace(model, inputs)
+        assert groups(plan) == [(["2"], ["4"], 6)]
+        assert reasons(plan) == ["torch.jit has compiled it, so that its code cannot be seen"]
+        assert_equal_after(model, plan)
+        with pytest.raises(
+            enorm.UnsupportedModel, match=r"^this is a model that torch\.jit has compiled: pass the"
+        ):
+            enorm.trace(part)
+
+
+def assert_equal_after(model: nn.Module, plan: enorm.Plan) -> None:
+    """Rescaling by ``plan`` keeps a float32 network's function."""
+    inputs = torch.randn(5, 6)
+    before = model(inputs)
+    enorm.balance_(model, plan, power_of_two=True)
+    torch.testing.assert_close(model(inputs), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "casts", "passes"),
+    [
+        (torch.float32, "float", True),
+        (torch.float32, "half float", False),
+        (torch.float32, "double float", True),
+        (torch.float32, "bfloat16", False),
+        (torch.float64, "float", False),
+        (torch.float16, "half", True),
+        (torch.float16, "bfloat16", False),
+        (torch.bfloat16, "float bfloat16", True),
+        (torch.bfloat16, "half", False),
+    ],
+)
+def test_casts_that_hold_what_the_parameters_hold_are_passed(
+    dtype: torch.dtype, casts: str, passes: bool
+) -> None:
+    """Others round, or overflow, where the model's own numbers would not."""
+
+    def code(m: Written, x: Tensor) -> Tensor:
+        h = F.relu(m.a(x))
+        for name in casts.split():
+            h = getattr(h, name)()
+        result: Tensor = m.b(h)
+        return result
+
+    model = Written(code).to(dtype)
+    assert groups(enorm.trace(model)) == ([(["a"], ["b"], 6)] if passes else [])
+    if passes:
+        assert len(enorm.trace(model, torch.zeros(2, 6)).groups) == 1
+
+
+def test_casts_have_no_rounding_bound() -> None:
+    model = Written(lambda m, x: m.b(F.relu(m.a(x)).double().float()))
+    after = copy.deepcopy(model)
+    assert enorm.balance_(after, enorm.trace(after)).converged
+    verified = enorm.verify(model, after, torch.randn(5, 6))
+    assert verified.ok
+    assert verified.reason == "no rounding bound is known for double"
 
 
 def test_what_happens_in_one_mode_only_counts() -> None:
