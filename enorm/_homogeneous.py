@@ -170,6 +170,8 @@ def register_homogeneous(operation: Any, *, positions: int = 0) -> Any:
 
 def _is_recordable(operation: Any) -> bool:
     """Whether ``torch.fx`` can put a call of it into a graph, and still trace other code then."""
+    if inspect.isfunction(operation):
+        return True
     if not (inspect.isroutine(operation) or isinstance(operation, _OVERLOADS)):
         return False
     graph = fx.Graph()
