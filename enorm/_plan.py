@@ -140,7 +140,7 @@ class Plan:
         if fingerprint(model) != self.fingerprint:
             raise ValueError(
                 f"plan was traced from another model than this {type(model).__name__}: "
-                "its modules, their settings or parameter shapes differ; call enorm.trace on this model"
+                "its modules, their settings or parameter shapes differ; call enorm.trace on it"
             )
 
     def require_groups(self) -> None:

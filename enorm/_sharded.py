@@ -7,6 +7,7 @@ all-reduce of a vector of its units; no weight is ever gathered.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
     from enorm._plan import Plan
 
 
-try:
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor, Replicate, Shard
-except ImportError:  # a torch that was built without torch.distributed
-    _AVAILABLE = False
-else:
-    _AVAILABLE = dist.is_available()
+def _loaded(module: str, name: str) -> Any:
+    """A class of torch's that nothing can be an instance of before its module is imported.
+
+    Importing these takes half as long as importing torch, and few users need them.
+    """
+    return getattr(sys.modules.get(f"torch.distributed.{module}"), name, ())
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Rows:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether processes hold parts of it."""
-    return _AVAILABLE and isinstance(tensor, DTensor)
+    return isinstance(tensor, _loaded("tensor", "DTensor"))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -94,6 +94,8 @@ def rows_of(tensor: Tensor) -> Rows | None:
     """
     if not is_sharded(tensor):
         return None
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
     assert isinstance(tensor, DTensor)
     axes = [axis for axis, place in enumerate(tensor.placements) if place != Replicate()]
     if not axes:
@@ -134,13 +136,13 @@ def check_sharding(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
 
 def why_not(model: nn.Module) -> str | None:
     """Why a model that is spread over processes cannot be traced; None if it can."""
-    for module in model.modules() if _AVAILABLE else ():
-        if isinstance(module, FullyShardedDataParallel):
+    for module in model.modules():
+        if isinstance(module, _loaded("fsdp", "FullyShardedDataParallel")):
             return (
                 "FullyShardedDataParallel (FSDP1) keeps flat parameters: use fully_shard (FSDP2), "
                 "which keeps each weight"
             )
-        if isinstance(module, FSDPModule):
+        if isinstance(module, _loaded("fsdp", "FSDPModule")):
             return (
                 "it has been through fully_shard: trace the model before, and pass the plan to "
                 "enorm.ENorm(model, optimizer, plan=plan)"
@@ -153,7 +155,7 @@ def why_not(model: nn.Module) -> str | None:
 def class_of(module: nn.Module) -> type[nn.Module]:
     """Its class before ``fully_shard``."""
     kind = type(module)
-    if _AVAILABLE and isinstance(module, FSDPModule):
+    if isinstance(module, _loaded("fsdp", "FSDPModule")):
         return kind.__bases__[1]
     return kind
 
