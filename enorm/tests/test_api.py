@@ -117,8 +117,8 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
     *[
         (
             call,
-            "plan was traced from another model than this Sequential: its modules, their settings or "
-            "parameter shapes differ; call enorm.trace on it",
+            "plan was traced from another model than this Sequential: its modules, their settings "
+            "or parameter shapes differ; call enorm.trace on it",
         )
         for call in (
             lambda m: enorm.balance_(m, enorm.trace(nn.Sequential(nn.ReLU()))),

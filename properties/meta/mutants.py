@@ -152,8 +152,8 @@ MUTANTS = (
     Mutant(
         "kernel positions but the first left out of the norm",
         "_masses.py",
-        "else self._inner(powers)",
-        "else powers[:, :, 0]",
+        "        ones = powers.new_ones(entries)\n",
+        "        ones = (torch.arange(entries) == 0).to(powers)\n",
         _EQUAL,
     ),
     Mutant(
@@ -208,9 +208,8 @@ MUTANTS = (
     Mutant(
         "float32 sums whatever their range",
         "_cycle.py",
-        "        margin = range_margin(together.dtype)\n",
-        "        return list((together.double().log2() / self._problem.p)"
-        ".split([len(one) for one in scales]))\n",
+        "        if not trusted(together.dtype, least, most, low, high, grown):\n",
+        "        if False:\n",
         _EXTREME,
     ),
     Mutant(
