@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from enorm._followers import Followers
-from enorm._layout import along_columns, along_rows, canonical
+from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._plan import Layer, Plan
 from enorm._sharded import local, rows_of
 
@@ -195,13 +195,7 @@ def _own(vector: Tensor, tensor: Tensor) -> Tensor:
 
 def _scale_narrow_(tensor: Tensor, target: Target, factors: Factors, power: int) -> None:
     """One factor after the other, in the tensor's own dtype."""
-    view = target.view(local(tensor))
-    entries = 1
-    if target.columns and view.dim() > 2 and view.is_contiguous():
-        # A kernel's few positions make slow rows of their own: they lie with the columns.
-        columns = view.shape[2 if target.groups > 1 else 1]
-        view = view.flatten(2 if target.groups > 1 else 1)
-        entries = view.shape[-1] // columns
+    view, entries = flattened(target.view(local(tensor)), target.groups)
     if target.rows is not None:
         factor = _own(factors(power, tensor.dtype)[target.rows], tensor)
         view.mul_(along_rows(factor, view, target.groups))

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enorm._apply import NARROW, Factors, Target, following
+from enorm._apply import NARROW, Factors, Target, following, write_
 from enorm._cycle import Coefficients, coefficients_of, trusted, weighted
 from enorm._followers import Followers
-from enorm._layout import along_columns, along_rows, canonical
+from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._solve import Order, Problem, Term
 
 
@@ -261,10 +261,13 @@ class CompiledWrite:
         inverse: Collection[str] = (),
     ) -> None:
         """As :func:`enorm._apply.write_`."""
+        on_cpu = z[0].device.type == "cpu"
+        if on_cpu and not moderate:
+            # Factors of such scales may be out of every dtype's range, one by one.
+            write_(self._targets, tensors, z, followers, inverse=inverse)
+            return
         factors = Factors(z)
-        widest = math.inf
-        if moderate and z[0].device.type == "cpu":
-            widest = factors.exponents.abs().amax().item()
+        widest = factors.exponents.abs().amax().item() if on_cpu else math.inf
         given: list[Tensor] = []
         key: list[tuple[str, int, torch.dtype]] = []
         for target in self._targets:
@@ -303,13 +306,7 @@ def _scale_(
     for task, tensor in zip(tasks, tensors, strict=True):
         multiply, divide = (factors[sign * task.power, task.dtype] for sign in (1, -1))
         target = task.target
-        view = target.view(tensor)
-        lead = 2 if target.groups > 1 else 1
-        entries = 1
-        if target.columns and view.dim() > lead + 1 and view.is_contiguous():
-            columns = view.shape[lead]
-            view = view.flatten(lead)
-            entries = view.shape[-1] // columns
+        view, entries = flattened(target.view(tensor), target.groups)
         factor: Tensor | None = None
         if target.rows is not None:
             factor = along_rows(multiply[target.rows], view, target.groups)

@@ -23,6 +23,18 @@ def canonical(weight: Tensor, layer: Layer) -> Tensor:
     return weight.transpose(0, 1) if layer.transposed else weight
 
 
+def flattened(view: Tensor, groups: int) -> tuple[Tensor, int]:
+    """A canonical view as matrices, if memory allows, and how many entries each column becomes.
+
+    A kernel's few positions make slow rows of their own: they lie with the columns.
+    """
+    lead = 2 if groups > 1 else 1
+    if view.dim() <= lead + 1 or not view.is_contiguous():
+        return view, 1
+    matrices = view.flatten(lead)
+    return matrices, matrices.shape[-1] // view.shape[lead]
+
+
 def along_rows(vector: Tensor, view: Tensor, groups: int) -> Tensor:
     """``(out,)`` so that it multiplies the rows of a canonical ``view``."""
     if groups > 1:

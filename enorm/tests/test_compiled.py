@@ -157,6 +157,25 @@ def test_scales_too_wide_for_one_factor_after_the_other() -> None:
         assert (one - other).abs().max() <= 200 * torch.finfo(one.dtype).eps * one.abs().max()
 
 
+def test_scales_that_no_factor_can_hold() -> None:
+    """Of weights of 1e±150 second moments go with d^−2, which is 1e±600 on either side."""
+    models = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = mlp().double()
+        with torch.no_grad():
+            model.get_parameter("1.weight").mul_(1e-150)
+            model.get_parameter("3.weight").mul_(1e150)
+            model.get_parameter("5.weight").mul_(1e-150)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        trained(model, optimizer)
+        enorm.ENorm(model, optimizer, compile=compile).step()
+        moments = [optimizer.state[one]["exp_avg_sq"] for one in model.parameters()]
+        models.append([*model.parameters(), *moments])
+    for one, other in zip(*models, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_cannot_be_compiled_is_said() -> None:
     with pytest.raises(ValueError, match="compile=True needs a finite p"):
         enorm.ENorm(mlp(), p=math.inf, compile=True)
