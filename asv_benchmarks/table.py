@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,9 +37,10 @@ C = 1.2
 PAGE = """\
 # What a cycle costs
 
-Made by `python -m asv_benchmarks.table {options} --out docs` on {where}, torch {torch}, {threads}
-threads: medians of {rounds} rounds in which all parts take turns, so that each finds the caches as
-the others left them, as in training. Only ratios mean something on another machine.
+Made by `python -m asv_benchmarks.table {options} --out docs` on
+{where}, torch {torch}, {threads} threads: medians of {rounds} rounds in which all parts take turns,
+so that each finds the caches as the others left them, as in training; the smallest and the largest
+of {passes} passes over all networks, minutes apart. Only ratios mean something on another machine.
 
 `fc-DEPTH` are the report's networks (3072–500, depth × 500–500, 500–10; 3.8 million weights at
 depth 9, 6.3 million at 19), `vgg` is a VGG-11 with biases for 32 × 32 images, `resnet18`
@@ -94,28 +97,37 @@ def measure(
     return interleaved(calls, device, rounds)
 
 
-def rows(times: Mapping[str, float]) -> dict[str, str]:
-    """Cells of the table, by heading."""
-    floor, added = times["floor"], times.get("bn", float("nan")) - times["plain"]
+def rows(times: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of the table, by heading; NaN where there is none."""
+    none = float("nan")
+    floor, added = times["floor"], times.get("bn", none) - times["plain"]
 
-    def over(name: str, unit: float) -> str:
-        return f"{times[name] / unit:.2f}" if name in times and unit > 0 else "–"
+    def over(name: str, unit: float) -> float:
+        return times.get(name, none) / unit if unit > 0 else none
 
-    def quotient(one: str, other: str) -> str:
-        return over(one, times.get(other, 0))
+    def quotient(one: str, other: str) -> float:
+        return over(one, times.get(other, none))
 
     return {
-        "floor (ms)": f"{1e3 * floor:.2f}",
+        "floor (ms)": 1e3 * floor,
         "ours": over("cycle", floor),
         "compiled": over("compiled", floor),
         "authors'": over("authors", floor),
         "notebook's": over("notebook", floor),
-        "BN adds": f"{added / floor:.2f}" if added > 0 else "–",
+        "BN adds": added / floor,
         "authors' ÷ ours": quotient("authors", "cycle"),
         "notebook's ÷ ours": quotient("notebook", "cycle"),
         "ours ÷ BN adds": over("cycle", added),
         "step ENorm ÷ BN": quotient("enorm", "bn"),
     }
+
+
+def cell(values: Sequence[float]) -> str:
+    """The smallest and the largest of all passes."""
+    if any(math.isnan(value) for value in values):
+        return "–"
+    ends = [f"{end:.1f}" if end >= 10 else f"{end:.2f}" for end in (min(values), max(values))]
+    return " … ".join(dict.fromkeys(ends))
 
 
 def main() -> None:
@@ -125,6 +137,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=default)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=60, help="medians over so many (default: 60)")
+    parser.add_argument("--passes", type=int, default=1, help="over all networks (default: 1)")
     parser.add_argument(
         "--authors", type=Path, metavar="CHECKOUT", help="of facebookresearch/enorm"
     )
@@ -140,27 +153,31 @@ def main() -> None:
     if options.notebook is not None:
         peers["notebook"] = notebook.load(options.notebook)
     where = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
-    shares: dict[int, float] = {}
-    lines: list[str] = []
-    for net in tqdm(options.nets, unit="net"):
+    found: dict[str, list[dict[str, float]]] = {net: [] for net in options.nets}
+    shares: dict[int, list[float]] = {}
+    for net in tqdm(options.nets * options.passes, unit="net"):
         times = measure(net, options.device, peers, options.rounds)
-        cells = {"net": net, **rows(times)}
-        if not lines:
-            lines += [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
-        lines.append(f"| {' | '.join(cells.values())} |")
+        found[net].append(rows(times))
         if net.startswith("fc"):
             # The report's claim: which part of a training step with BatchNorm is BatchNorm's.
             depth = int(net.removeprefix("fc-"))
-            shares[depth] = 100 * (1 - times["plain"] / times["bn"])
+            shares.setdefault(depth, []).append(100 * (1 - times["plain"] / times["bn"]))
+    heads = ["net", *next(iter(found.values()))[0]]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for net, passes in found.items():
+        cells = [cell([one[head] for one in passes]) for head in heads[1:]]
+        lines.append(f"| {' | '.join([net, *cells])} |")
     page = PAGE.format(
         options=" ".join(
-            [f"--rounds {options.rounds}", f"--device {options.device}"]
+            [f"--passes {options.passes}", f"--rounds {options.rounds}"]
+            + [f"--device {options.device}"]
             + [f"--{name} CHECKOUT" for name in peers]
         ),
         where=where,
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         rounds=options.rounds,
+        passes=options.passes,
         table="\n".join(lines),
         steps=steps.table([1, 9, 19], options.device, options.rounds),
     )
@@ -168,7 +185,8 @@ def main() -> None:
     if options.out is not None:
         (options.out / "cost.md").write_text(page)
     if options.json is not None:
-        content = {"torch": torch.__version__, "where": where, "bn_percent_of_step": shares}
+        percent = {depth: statistics.median(values) for depth, values in shares.items()}
+        content = {"torch": torch.__version__, "where": where, "bn_percent_of_step": percent}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
