@@ -14,6 +14,9 @@ import enorm
 from enorm._compiled import CompiledCycles
 from enorm._plan import tensors_of
 from enorm._solve import Scales, build_problem
+from enorm.tests.compiler import needs_compiler
+
+pytestmark = needs_compiler
 
 
 class Residual(nn.Module):

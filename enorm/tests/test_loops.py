@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import shutil
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import enorm
+from enorm.tests.compiler import needs_compiler
 from enorm.tests.test_followers import INPUTS, backward, network, tensors
 
 
@@ -123,18 +123,11 @@ def test_autocast() -> None:
     assert enorm.verify(before, model, INPUTS.float()).ok
 
 
-def by_compiler(backend: str) -> str:
-    """The backend, if this machine has what it needs."""
-    if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        pytest.skip("no C++ compiler for torch.compile")
-    return backend
-
-
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
 def test_a_compiled_model_trains_on(backend: str) -> None:
     """Cycles change weights in place, which a compiled model reads anew."""
     model = network()
-    compiled = torch.compile(model, backend=by_compiler(backend))
+    compiled = torch.compile(model, backend=backend)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     enorm.ENorm(model, optimizer, c=1.2).attach()
     losses(compiled, optimizer)  # type: ignore[arg-type]
@@ -142,7 +135,7 @@ def test_a_compiled_model_trains_on(backend: str) -> None:
 
 
 @pytest.mark.parametrize("attached", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
 def test_a_compiled_optimizer_step(backend: str, attached: bool) -> None:
     """The cycle runs beside the compiled code, whoever calls it."""
     model = network()
@@ -150,7 +143,7 @@ def test_a_compiled_optimizer_step(backend: str, attached: bool) -> None:
     stepper = enorm.ENorm(model, optimizer, c=1.2)
     if attached:
         stepper.attach()
-    step = torch.compile(optimizer.step, backend=by_compiler(backend))
+    step = torch.compile(optimizer.step, backend=backend)
     for _ in range(3):
         optimizer.zero_grad()
         backward(model)
@@ -175,7 +168,10 @@ def test_a_deep_copy_goes_its_own_way() -> None:
     assert all(map(torch.equal, before, model.parameters()))
 
 
-@pytest.mark.parametrize("settings", [{}, {"precondition_bias": True}, {"compile": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"precondition_bias": True}, pytest.param({"compile": True}, marks=needs_compiler)],
+)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda all_: pickle.loads(pickle.dumps(all_))])
 def test_a_copy_goes_on_as_it_was_set_up(copied: Any, settings: dict[str, bool]) -> None:
     """Attached, preconditioned, compiled: an optimizer's own copy has no hooks."""

@@ -12,6 +12,7 @@ import enorm
 from enorm._cycle import PlainCycles
 from enorm._masses import lost_range
 from enorm._stepper import precisions
+from enorm.tests.compiler import needs_compiler
 from properties import oracle, tolerances
 from properties.oracle import chain
 from properties.specs import Hidden, Net
@@ -188,7 +189,7 @@ def test_an_infinite_norm_is_counted() -> None:
     assert int(stepper.nonfinite) == 1
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
 def test_a_step_inside_autocast_is_the_same(compile: bool) -> None:
     """Products of a grouped convolution are among those that autocast takes to bfloat16."""
     torch.manual_seed(0)
