@@ -109,7 +109,7 @@ class Masses:
         if weight.dim() == 1:
             # Its own memory, for sums are looked at after the buffer went to the next weight.
             self._sums = self._powers(weight).clone()
-            self.release()
+            self._give_back()
             return
         # Axes from here on: groups if there are any, rows, units' entries side by side.
         lead = weight.shape[: 2 if grouped else 1]
@@ -118,17 +118,19 @@ class Masses:
         entries = flat.shape[-1] // units if units else 1
         if not columns:
             self._sums = self._along_rows(flat).flatten()
-            self.release()
+            self._give_back()
         elif not rows:
             sums = self._sum(self._powers(flat), -2)
             self._sums = self._by_unit(sums, entries).flatten()
-            self.release()
+            self._give_back()
         else:
             powers = self._powers(flat)
             if entries > 1 and once and not self.log:
                 self._matrix, self._entries = powers, entries
             else:
                 self._matrix = self._by_unit(powers, entries)
+                if entries > 1:
+                    self._give_back()
             if hollow:
                 zero = -math.inf if self.log else 0.0
                 first = 0 if self._spread is None else self._spread.start
@@ -147,10 +149,14 @@ class Masses:
         return powers if self.p == 1 else powers.pow_(self.p)
 
     def release(self) -> None:
-        """Give the buffer back to the workspace; only :attr:`seen` may be used after."""
+        """Let go of the matrix and its memory; only :attr:`seen` may be used after."""
+        self._matrix = None
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._buffer is not None:
             self._workspace.give(self._buffer)
-            self._buffer = self._matrix = None
+            self._buffer = None
 
     def _by_unit(self, powers: Tensor, entries: int) -> Tensor:
         """Summed over the entries of each unit, which stand side by side on the last axis."""
