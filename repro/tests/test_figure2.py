@@ -121,5 +121,7 @@ def test_committed_evidence_is_what_its_records_say() -> None:
         for _, row in figure2_rows.iterrows()
     ]
     assert figure2_rows["minus_report"].to_numpy() == pytest.approx(
-        figure2_rows["mean"].to_numpy() - printed
+        figure2_rows["mean"].to_numpy() - printed,
+        # A depth where all runs diverged has no mean.
+        nan_ok=True,
     )
