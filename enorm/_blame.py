@@ -8,14 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from enorm._homogeneous import CONVOLUTIONS, TRANSPOSED
+from enorm._homogeneous import CHANNEL_AXES, CONVOLUTIONS, TRANSPOSED
 from enorm._plan import Group, Plan
-
-_INSTANCE_NORMS: dict[type[nn.Module], int] = {
-    nn.InstanceNorm1d: 1,
-    nn.InstanceNorm2d: 2,
-    nn.InstanceNorm3d: 3,
-}
 
 
 @contextlib.contextmanager
@@ -48,11 +42,11 @@ def watched(model: nn.Module, plan: Plan | None) -> Iterator[dict[str, Tensor]]:
 def _by_unit(module: nn.Module, output: Tensor) -> Tensor:
     """``(units, values)``; a copy."""
     kind = type(module)
-    positions = CONVOLUTIONS.get(kind, TRANSPOSED.get(kind, _INSTANCE_NORMS.get(kind)))
+    positions = CONVOLUTIONS.get(kind, TRANSPOSED.get(kind))
     if positions is not None:
         axis = -1 - positions
     else:
-        axis = -1 if kind in (nn.Linear, nn.LayerNorm) else 1
+        axis = -1 if kind is nn.Linear else CHANNEL_AXES.get(kind, 1)
     return output.movedim(axis, 0).flatten(1).clone()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from enorm._apply import NARROW, Factors, Target, following, write_
-from enorm._cycle import Coefficients, coefficients_of, trusted, weighted
+from enorm._cycle import Coefficients, at, coefficients_of, trusted, weighted
 from enorm._followers import Followers
 from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._solve import Order, Problem, Term
@@ -111,8 +111,8 @@ class CompiledCycles:
             s, r = (list(scales), list(inverses)) if self._jacobi else (scales, inverses)
             for group, coefficients in enumerate(self._coefficients):
                 producers, consumers = problem.producers[group], problem.consumers[group]
-                produced = [masses[t].row_sums(_at(r, problem.terms[t].columns)) for t in producers]
-                consumed = [masses[t].column_sums(_at(s, problem.terms[t].rows)) for t in consumers]
+                produced = [masses[t].row_sums(at(r, problem.terms[t].columns)) for t in producers]
+                consumed = [masses[t].column_sums(at(s, problem.terms[t].rows)) for t in consumers]
                 sums += [*produced, *consumed]
                 p_mass = weighted(produced, [coefficients[t] for t in producers])
                 q_mass = weighted(consumed, [coefficients[t] for t in consumers])
@@ -222,10 +222,6 @@ def expanded(vector: Tensor, entries: int) -> Tensor:
     if entries == 1:
         return vector
     return torch.mm(vector[:, None], vector.new_ones(1, entries)).flatten()
-
-
-def _at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
-    return None if group is None else vectors[group]
 
 
 @dataclass(frozen=True)

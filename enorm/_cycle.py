@@ -75,7 +75,7 @@ class PlainCycles:
             for group, coefficients in enumerate(self._coefficients):
                 produced = [self._row_sums(t, r) for t in problem.producers[group]]
                 consumed = [
-                    self._mass(t).column_sums(_at(s, problem.terms[t].rows))
+                    self._mass(t).column_sums(at(s, problem.terms[t].rows))
                     for t in problem.consumers[group]
                 ]
                 sums += [*produced, *consumed]
@@ -94,7 +94,7 @@ class PlainCycles:
     def _row_sums(self, index: int, inverses: Sequence[Tensor | None]) -> Tensor:
         if (known := self._early.pop(index, None)) is not None:
             return known
-        return self._mass(index).row_sums(_at(inverses, self._problem.terms[index].columns))
+        return self._mass(index).row_sums(at(inverses, self._problem.terms[index].columns))
 
     def _finish(self, group: int, inverses: Sequence[Tensor | None]) -> None:
         """Let go of masses that no later group needs, as early as can be.
@@ -183,7 +183,8 @@ def trusted(
     )
 
 
-def _at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
+def at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
+    """A group's vector; None stands for ones."""
     return None if group is None else vectors[group]
 
 

@@ -124,6 +124,16 @@ LAYER_NORMS: frozenset[type[nn.Module]] = frozenset(
     {nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
 )
 
+# Where channels stand, whether or not there is a batch; batches of the others vary.
+CHANNEL_AXES: dict[type[nn.Module], int] = {
+    nn.LayerNorm: -1,
+    nn.InstanceNorm1d: -2,
+    nn.InstanceNorm2d: -3,
+    nn.InstanceNorm3d: -4,
+    nn.BatchNorm2d: -3,
+    nn.BatchNorm3d: -4,
+}
+
 _OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 # What users vouch for: operation → trailing axes it mixes, 0 for elementwise ones.

@@ -16,6 +16,7 @@ from enorm._graph import Recording, attribute
 from enorm._homogeneous import (
     BATCH_NORMS,
     CASTS,
+    CHANNEL_AXES,
     CLIPS,
     CONCATENATIONS,
     CONVOLUTIONS,
@@ -499,8 +500,8 @@ class Walk:
             self._count(node, name, kind.__name__, bias)
         dimensions = self._dimensions(node, kind, signal)
         # Else axis 1 of the batch: features, or channels.
-        if kind in _CHANNEL_AXES:
-            axis: int | None = _CHANNEL_AXES[kind]
+        if kind in CHANNEL_AXES:
+            axis: int | None = CHANNEL_AXES[kind]
         else:
             axis = 1 - dimensions if dimensions else None
         if reason is not None:
@@ -658,15 +659,6 @@ _ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
     (RESHAPES, frozenset({"input"})),
     ((F.pad,), frozenset({"input", "pad", "mode", "value"})),
 )
-# Where channels stand, whether or not there is a batch; batches of the others vary.
-_CHANNEL_AXES: dict[type[nn.Module], int] = {
-    nn.LayerNorm: -1,
-    nn.InstanceNorm1d: -2,
-    nn.InstanceNorm2d: -3,
-    nn.InstanceNorm3d: -4,
-    nn.BatchNorm2d: -3,
-    nn.BatchNorm3d: -4,
-}
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
