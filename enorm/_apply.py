@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,12 @@ class Target:
     layer: Layer | None = None
 
     @property
+    def last_group(self) -> int:
+        """Of those that scale it."""
+        of_columns = [part.group for part in self.columns if part.group is not None]
+        return max(of_columns if self.rows is None else [self.rows, *of_columns])
+
+    @property
     def groups(self) -> int:
         """Of a grouped convolution."""
         return 1 if self.layer is None else self.layer.groups
@@ -65,44 +71,67 @@ class Target:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@torch.no_grad()
-def write_(
+@dataclass(frozen=True)
+class Job:
+    """A tensor to multiply by ``d`` to some power: a parameter, or what goes with it.
+
+    Attributes:
+        target: the parameter.
+        tensor: the parameter itself, or one of its shape.
+        power: of ``d``.
+    """
+
+    target: Target
+    tensor: Tensor
+    power: int = 1
+
+
+def parameters(targets: Sequence[Target], tensors: Mapping[str, Tensor]) -> list[Job]:
+    """The parameters themselves."""
+    return [Job(target, tensors[target.name]) for target in targets]
+
+
+def following(
     targets: Sequence[Target],
     tensors: Mapping[str, Tensor],
-    z: Sequence[Tensor],
-    followers: Followers | None = None,
-    *,
-    moderate: bool = False,
+    followers: Followers,
     inverse: Collection[str] = (),
-) -> None:
+) -> list[Job]:
+    """What goes along; state of parameters in ``inverse`` goes with the opposite power.
+
+    Raises:
+        TypeError: state for which there is no rule.
+        ValueError: a copy that lacks a parameter, or shares its memory.
+    """
+    return [
+        # Only state and gradients have negative powers; copies are parameters themselves.
+        Job(target, tensor, -power if target.name in inverse and power < 0 else power)
+        for target in targets
+        for tensor, power in followers.of(target.name, tensors[target.name])
+    ]
+
+
+@torch.no_grad()
+def write_(jobs: Sequence[Job], z: Sequence[Tensor], *, moderate: bool = False) -> None:
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
     Args:
-        targets: from :func:`targets_of`.
-        tensors: the parameters by name.
+        jobs: the tensors.
         z: ``log2 d`` per group, shape ``(size,)`` float64.
-        followers: what goes along with ``d`` to a power of its own.
         moderate: whether no weight is above 2^100, so that one factor alone cannot take it out
             of float32's range before the other brings it back. Entries below 2^-102 may then lose
             digits: at most 2^-125 each.
-        inverse: parameters whose optimiser state goes with ``d`` to the opposite power.
     """
-    # All of it is looked up first: what is unknown is found before anything has changed.
-    everything = [
-        [(tensors[target.name], 1), *following(target, tensors, followers, inverse)]
-        for target in targets
-    ]
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
     factors = Factors(z)
     widest = factors.exponents.abs().amax().item() if moderate and on_cpu else math.inf
-    for target, tensors_and_powers in zip(targets, everything, strict=True):
-        for tensor, power in tensors_and_powers:
-            narrow = abs(power) * widest <= NARROW
-            if narrow and tensor.dtype in (torch.float32, torch.float64):
-                _scale_narrow_(tensor, target, factors, power)
-            else:
-                _scale_wide_(tensor, target, z, power)
+    for job in jobs:
+        narrow = abs(job.power) * widest <= NARROW
+        if narrow and job.tensor.dtype in (torch.float32, torch.float64):
+            _scale_narrow_(job, factors)
+        else:
+            _scale_wide_(job, z)
 
 
 class Factors:
@@ -127,27 +156,6 @@ class Factors:
         if (power, dtype) not in self._made:
             self._made[power, dtype] = self.whole(power, dtype).split(self.sizes)
         return self._made[power, dtype]
-
-
-def touched_tensors(
-    targets: Sequence[Target], tensors: Mapping[str, Tensor], followers: Followers
-) -> Iterator[Tensor]:
-    """The parameters and what follows them: all that :func:`write_` changes."""
-    for target in targets:
-        yield tensors[target.name]
-        yield from (tensor for tensor, _ in following(target, tensors, followers, ()))
-
-
-def following(
-    target: Target,
-    tensors: Mapping[str, Tensor],
-    followers: Followers | None,
-    inverse: Collection[str],
-) -> Iterator[tuple[Tensor, int]]:
-    if followers is not None:
-        for tensor, power in followers.of(target.name, tensors[target.name]):
-            # Only state and gradients have negative powers; copies are parameters themselves.
-            yield tensor, -power if target.name in inverse and power < 0 else power
 
 
 def targets_of(plan: Plan) -> list[Target]:
@@ -193,8 +201,9 @@ def _own(vector: Tensor, tensor: Tensor) -> Tensor:
     return vector if rows is None else rows.own(vector)
 
 
-def _scale_narrow_(tensor: Tensor, target: Target, factors: Factors, power: int) -> None:
+def _scale_narrow_(job: Job, factors: Factors) -> None:
     """One factor after the other, in the tensor's own dtype."""
+    target, tensor, power = job.target, job.tensor, job.power
     view, entries = flattened(target.view(local(tensor)), target.groups)
     if target.rows is not None:
         factor = _own(factors(power, tensor.dtype)[target.rows], tensor)
@@ -206,8 +215,9 @@ def _scale_narrow_(tensor: Tensor, target: Target, factors: Factors, power: int)
         view.mul_(along_columns(factor, view, target.groups))
 
 
-def _scale_wide_(tensor: Tensor, target: Target, z: Sequence[Tensor], power: int) -> None:
+def _scale_wide_(job: Job, z: Sequence[Tensor]) -> None:
     """The same in float64, and rounded once: for half precision and for extreme scales."""
+    target, tensor, power = job.target, job.tensor, job.power
     view = target.view(local(tensor))
     total: Tensor | float = 0.0
     if target.rows is not None:

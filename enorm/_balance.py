@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enorm._apply import targets_of, touched_tensors, write_
+from enorm._apply import following, parameters, targets_of, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._followers import Copy, Followers, Optimizers
 from enorm._plan import BatchNormRule, Plan, tensors_of
@@ -140,10 +140,10 @@ def balance_(
             callback=callback,
         )
     targets = targets_of(plan)
-    touched = touched_tensors(targets, tensors, followers)
-    backup = [(tensor, tensor.detach().clone()) for tensor in touched]
+    jobs = [*parameters(targets, tensors), *following(targets, tensors, followers)]
+    backup = [(job.tensor, job.tensor.detach().clone()) for job in jobs]
     try:
-        write_(targets, tensors, scales.scales(), followers)
+        write_(jobs, scales.scales())
         energy_after = _energy(plan, tensors, p, c)
         _check_range(plan, tensors, backup)
     except BaseException:

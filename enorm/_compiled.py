@@ -3,23 +3,21 @@
 A cycle in :mod:`enorm._cycle` is a chain of small operations, each of which reads or writes a whole
 weight and is started from Python. Here each weight's sums are one pass over it, its scaling is one
 pass, and Python starts the whole once: generated C++ on a CPU, Triton kernels on a GPU, where a
-CUDA graph may capture it.
+CUDA graph may capture it. The compiler likes to work small things out anew wherever they are used;
+what is a matrix product or an exponential here would otherwise be done for every weight.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from enorm._apply import NARROW, Factors, Target, following, write_
-from enorm._cycle import Coefficients, at, coefficients_of, trusted, weighted
-from enorm._followers import Followers
+from enorm._apply import NARROW, Factors, Job, Target, write_
+from enorm._cycle import coefficients_of, range_of, weighted
 from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._solve import Order, Problem, Term
 
@@ -38,12 +36,16 @@ def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
 
 
 class CompiledCycles:
-    """Cycles over the weights as they are at each call.
+    """Cycles over the weights as they are at each call, which it changes, as one compiled graph.
+
+    Sums are over weights as the scales so far make them, and each weight is written once, as soon
+    as its last scales are known.
 
     Args:
         problem: the problem; p finite.
-        tensors: the parameters by name, none of them sharded.
-        dtype: of masses and scales.
+        targets: the parameters that scale, none of them sharded.
+        tensors: the parameters by name.
+        dtype: of sums and scales.
         cycles: how many a call runs.
         order: ``"cyclic"`` or ``"jacobi"``.
         counter: where units with a norm that is not finite are counted; they and dead units are
@@ -51,12 +53,13 @@ class CompiledCycles:
             instead, which waits for the device.
 
     Raises:
-        ValueError: without checks, coefficients within a group leave too little range.
+        ValueError: coefficients within a group leave too little range.
     """
 
     def __init__(
         self,
         problem: Problem,
+        targets: Sequence[Target],
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         *,
@@ -64,153 +67,187 @@ class CompiledCycles:
         order: Order,
         counter: Tensor | None = None,
     ) -> None:
-        self._problem = problem
-        self._dtype = dtype
-        self._cycles = cycles
-        self._jacobi = order == "jacobi"
-        self._counter = counter
-        self._coefficients: Coefficients | None = coefficients_of(problem)
-        if counter is not None and self._coefficients is None:
+        coefficients = coefficients_of(problem)
+        if coefficients is None:
             raise ValueError(
                 "compile=True needs factors c_k of one group within 2^40 of each other after they "
                 "are raised to p: use a c nearer to 1, or compile=False"
             )
-        self._tensors = [tensors[term.weight] for term in problem.terms]
-        self._tensors += [tensors[name] for names in problem.biases for name in names]
+        self._problem = problem
+        self._targets = targets
+        self._tensors = [tensors[target.name] for target in targets]
+        self._dtype = dtype
+        self._cycles = cycles
+        self._jacobi = order == "jacobi"
+        self._counter = counter
+        self._coefficients = coefficients
+        # With more than one cycle a group that cannot be done would come too late.
+        self._goes_on = cycles == 1 and order == "cyclic"
         self._run: Callable[..., Any] | None = None
 
-    def __call__(self) -> list[Tensor] | None:
-        """``log2 d`` per group, ``(size,)`` float64, or None where the dtype is too narrow."""
-        if self._coefficients is None:
-            return None
+    def __call__(self) -> list[Tensor]:
+        """``log2 d``, ``(size,)`` float64, of the groups up to the first that it could not do."""
         given = [one.detach() for one in self._tensors]
         if self._run is None:
-            self._run = compiled(lambda *tensors: self._scales(tensors), *given)
-        *z, extremes, bad = self._run(*given)
-        if self._counter is not None:
-            self._counter += bad
-        elif not trusted(self._dtype, *extremes.tolist()):
-            return None
+            self._run = compiled(lambda *tensors: self._sweep(tensors), *given)
+        *z, number = self._run(*given)
+        if self._counter is None:
+            return list(z[: int(number)])
+        self._counter += number
         return list(z)
 
-    def _scales(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        problem, p = self._problem, self._problem.p
-        assert self._coefficients is not None
-        weights, rest = tensors[: len(problem.terms)], iter(tensors[len(problem.terms) :])
-        biases = [list(itertools.islice(rest, len(names))) for names in problem.biases]
-        masses = [
-            _Masses(term, weight, p, self._dtype)
-            for term, weight in zip(problem.terms, weights, strict=True)
+    def _sweep(self, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Writes the scales; returns their logarithms, and how many groups were done.
+
+        Without checks the number is that of units that are not finite.
+        """
+        problem = self._problem
+        tensors = dict(zip((target.name for target in self._targets), given, strict=True))
+        weights = [
+            _Weight(term, tensors[term.weight], problem.p, self._dtype) for term in problem.terms
         ]
-        caps = [self._cap(of_group) for of_group in biases]
+        biases = [[tensors[name] for name in names] for names in problem.biases]
         scales: list[Tensor | None] = [None] * len(problem.producers)
-        inverses = list(scales)
-        sums: list[Tensor] = []
-        bad = weights[0].new_zeros((), dtype=torch.int64)
+        ok = self._biases_have_room([bias for of_group in biases for bias in of_group], given[0])
+        done: list[Tensor] = []
+        bad = given[0].new_zeros((), dtype=torch.int64)
         for _ in range(self._cycles):
-            s, r = (list(scales), list(inverses)) if self._jacobi else (scales, inverses)
+            seen = list(scales) if self._jacobi else scales
             for group, coefficients in enumerate(self._coefficients):
                 producers, consumers = problem.producers[group], problem.consumers[group]
-                produced = [masses[t].row_sums(at(r, problem.terms[t].columns)) for t in producers]
-                consumed = [masses[t].column_sums(at(s, problem.terms[t].rows)) for t in consumers]
-                sums += [*produced, *consumed]
-                p_mass = weighted(produced, [coefficients[t] for t in producers])
-                q_mass = weighted(consumed, [coefficients[t] for t in consumers])
-                current = s[group]
-                scale = torch.sqrt(q_mass / p_mass)
-                if problem.coupled[group]:
-                    scale = (scale if current is None else scale * current).sqrt()
-                if self._counter is not None:
+                p_mass = weighted(
+                    [weights[t].row_sums(seen) for t in producers],
+                    [coefficients[t] for t in producers],
+                )
+                q_mass = weighted(
+                    [weights[t].column_sums(seen) for t in consumers],
+                    [coefficients[t] for t in consumers],
+                )
+                power = 0.25 if problem.coupled[group] else 0.5
+                # Not as a power: the compiler works an exponential out once, and not anew for
+                # every weight that it multiplies.
+                d = torch.exp(torch.log(q_mass / p_mass) * (power / problem.p))
+                current = seen[group]
+                if self._counter is None:
+                    ok = ok & _held(p_mass, q_mass, problem.p)
+                    done.append(ok)
+                    if self._goes_on:
+                        d = torch.where(ok, d, 1.0)
+                    d = d if current is None else current * d
+                else:
                     finite = torch.maximum(p_mass, q_mass) < math.inf
                     bad = bad + (~finite).sum()
                     alive = finite & (torch.minimum(p_mass, q_mass) > 0)
-                    scale = torch.where(alive, scale, 1.0 if current is None else current)
-                    if (cap := caps[group]) is not None:
-                        scale = torch.minimum(scale, cap)
-                scales[group], inverses[group] = scale, scale.reciprocal()
+                    d = torch.where(alive, d, 1.0)
+                    d = d if current is None else current * d
+                    if biases[group]:
+                        d = torch.minimum(d, self._cap(biases[group]))
+                scales[group] = d
+                if self._goes_on:
+                    self._write(tensors, scales, group)
         found = [scale for scale in scales if scale is not None]
-        z = (scale.double().log2() / p for scale in found)
-        return *z, self._extremes(found, sums, biases), bad
+        number = torch.stack(done).sum() if self._counter is None else bad
+        if not self._goes_on:
+            if self._counter is None:
+                together = torch.cat(found)
+                ok = ok & (together.amin() >= 2**-NARROW) & (together.amax() <= 2**NARROW)
+                found = [torch.where(ok, scale, 1.0) for scale in found]
+                number = ok * len(found)
+            for group in range(len(found)):
+                self._write(tensors, found, group)
+        return *(scale.double().log2() for scale in found), number
 
-    def _cap(self, biases: Sequence[Tensor]) -> Tensor | None:
-        """Largest ``s`` that keeps every bias of a group finite, with a factor 2 to spare."""
-        if self._counter is None or not biases:
-            return None
+    def _biases_have_room(self, biases: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Whether the widest scale keeps every bias finite, with a factor 2 to spare."""
+        parts = [
+            bias.abs().amax().to(self._dtype) * 2 ** (NARROW + 1) <= torch.finfo(bias.dtype).max
+            for bias in biases
+        ]
+        return torch.stack([like.new_ones((), dtype=torch.bool), *parts]).all()
+
+    def _cap(self, biases: Sequence[Tensor]) -> Tensor:
+        """Largest ``d`` that keeps every bias of a group finite, with a factor 2 to spare."""
         caps = []
         for bias in biases:
             largest = bias.to(self._dtype).abs()
-            cap = (torch.finfo(bias.dtype).max / 2 / largest).clamp(min=1.0).pow(self._problem.p)
+            cap = (torch.finfo(bias.dtype).max / 2 / largest).clamp(min=1.0)
             # A bias of zero or NaN caps nothing.
             caps.append(torch.where(largest > 0, cap, math.inf))
         return torch.stack(caps).amin(0)
 
-    def _extremes(
-        self, scales: Sequence[Tensor], sums: Sequence[Tensor], biases: Sequence[Sequence[Tensor]]
-    ) -> Tensor:
-        """What :func:`enorm._cycle.trusted` looks at."""
-        if self._counter is not None:
-            return scales[0].new_zeros(())
-        together, seen = torch.cat(list(scales)), torch.cat(list(sums))
-        # How many times each bias could still be taken.
-        room = [
-            together.new_zeros(()),
-            *(
-                bias.abs().amax().to(self._dtype) / (torch.finfo(bias.dtype).max / 2)
-                for of_group in biases
-                for bias in of_group
-            ),
-        ]
-        growth = together.amax().clamp(min=1.0).pow(1 / self._problem.p)
-        parts = [together.amin(), together.amax(), seen.amin(), seen.amax()]
-        return torch.stack([*parts, torch.stack(room).amax() * growth])
+    def _write(
+        self, tensors: Mapping[str, Tensor], scales: Sequence[Tensor | None], group: int
+    ) -> None:
+        """Scale the parameters of which ``group`` is the last."""
+        known = [scale for scale in scales if scale is not None]
+        for target in self._targets:
+            if group == target.last_group:
+                inverses = [scale.reciprocal() for scale in known]
+                scale_(target, tensors[target.name], known, inverses)
 
 
-class _Masses:
+class _Weight:
     """Sums over ``|W|^p`` of one weight, for a compiler to fuse; nothing is kept."""
 
     def __init__(self, term: Term, weight: Tensor, p: float, dtype: torch.dtype) -> None:
-        self._has_rows, self._has_columns = term.rows is not None, term.columns is not None
-        view = canonical(weight, term.layer)
+        self._term, self._p = term, p
+        self._groups = term.layer.groups
+        view, self._entries = flattened(canonical(weight, term.layer), self._groups)
         if term.length is not None:
-            view = view.narrow(1, term.start, term.length)
-        wide = view.to(dtype)
-        powers = wide.square() if p == 2 else wide.abs() if p == 1 else wide.abs().pow(p)
-        self._diagonal = weight.dim() == 1
-        self._entries = 1
-        if not self._diagonal:
-            lead = 2 if term.layer.groups > 1 else 1
-            columns = powers.shape[lead] // term.block
-            powers = powers.flatten(lead)
-            self._entries = powers.shape[-1] // columns
-            if term.is_coupled:
-                units = torch.arange(powers.shape[-1], device=weight.device) // self._entries
-                rows = torch.arange(powers.shape[-2], device=weight.device)
-                powers = torch.where(rows[:, None] == units, 0.0, powers)
-        self._powers = powers
+            view = view.narrow(1, term.start * self._entries, term.length * self._entries)
+        self._view: Tensor = view.to(dtype)
+        self._axis = 2 if self._groups > 1 else 1
+        self._kernel = tuple(range(self._axis + 1, view.dim()))
 
-    def row_sums(self, factors: Tensor | None) -> Tensor:
-        """``Σ_j M[i, j] f_j``, shape ``(out,)``."""
-        if self._diagonal:
-            return self._powers
-        powers = self._powers
-        if factors is not None:
-            by_entry = expanded(factors, self._entries)
-            grouped = powers.dim() > 2
-            powers = powers * (by_entry.view(len(powers), 1, -1) if grouped else by_entry)
-        return powers.sum(-1).flatten()
+    def row_sums(self, scales: Sequence[Tensor | None]) -> Tensor:
+        """``Σ_j M[i, j]``, shape ``(out,)``, of the weight as ``scales`` make it."""
+        powers = self._powers(scales)
+        if powers.dim() == 1:
+            return powers
+        return powers.sum((self._axis, *self._kernel)).flatten()
 
-    def column_sums(self, factors: Tensor | None) -> Tensor:
-        """``Σ_i M[i, j] f_i``, shape ``(units,)``."""
-        if self._diagonal:
-            return self._powers
-        powers = self._powers
-        if factors is not None:
-            powers = powers * factors.view(*powers.shape[:-1], 1)
-        sums = powers.sum(-2).flatten()
-        if self._entries == 1:
+    def column_sums(self, scales: Sequence[Tensor | None]) -> Tensor:
+        """``Σ_i M[i, j]``, shape ``(units,)``, of the weight as ``scales`` make it."""
+        powers = self._powers(scales)
+        if powers.dim() == 1:
+            return powers
+        if powers.dim() == 2 and powers.device.type == "cpu":
+            # Each thread has the rows that it also has when it sums along them.
+            parts = math.gcd(len(powers), torch.get_num_threads())
+            sums: Tensor = powers.unflatten(0, (parts, -1)).sum(1).sum(0)
+        else:
+            sums = powers.sum((self._axis - 1, *self._kernel)).flatten()
+        together = self._entries * self._term.block
+        if together == 1:
             return sums
         # A matrix product, for the compiler does it apart, not inside the pass over the weight.
-        return torch.mv(sums.view(-1, self._entries), sums.new_ones(self._entries))
+        total: Tensor = torch.mv(sums.view(-1, together), sums.new_ones(together))
+        return total
+
+    def _powers(self, scales: Sequence[Tensor | None]) -> Tensor:
+        term, scaled = self._term, self._view
+        if term.rows is not None and (of_rows := scales[term.rows]) is not None:
+            scaled = scaled * along_rows(of_rows, scaled, self._groups)
+        if term.columns is not None and (of_columns := scales[term.columns]) is not None:
+            inverse = expanded(of_columns.reciprocal(), term.block * self._entries)
+            scaled = scaled * along_columns(inverse, scaled, self._groups)
+        p = self._p
+        powers = scaled.square() if p == 2 else scaled.abs() if p == 1 else scaled.abs().pow(p)
+        if not term.is_coupled:
+            return powers
+        axis = self._axis
+        columns = torch.arange(powers.shape[axis], device=powers.device) // self._entries
+        rows = torch.arange(powers.shape[axis - 1], device=powers.device)
+        diagonal = rows[:, None] == columns
+        return torch.where(diagonal.view(*diagonal.shape, *[1] * len(self._kernel)), 0.0, powers)
+
+
+def _held(p_mass: Tensor, q_mass: Tensor, p: float) -> Tensor:
+    """As :func:`enorm._cycle.holds`: a bool on the device."""
+    masses = torch.cat([p_mass, q_mass])
+    low, high = masses.amin(), masses.amax()
+    least, most = range_of(masses.dtype)
+    return (low > least) & (high < most) & (torch.log2(high / low) <= 2 * NARROW * p)
 
 
 def expanded(vector: Tensor, entries: int) -> Tensor:
@@ -224,94 +261,76 @@ def expanded(vector: Tensor, entries: int) -> Tensor:
     return torch.mm(vector[:, None], vector.new_ones(1, entries)).flatten()
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A tensor to scale by ``d`` to some power, in its own dtype or rounded once from a wider."""
-
-    target: Target
-    power: int
-    dtype: torch.dtype
-
-
 _FULL = (torch.float32, torch.float64)
 
 
 class CompiledWrite:
-    """Multiplies producers by ``2^z`` and divides consumers by it, each tensor in one pass.
+    """Multiplies producers by ``2^z`` and divides consumers by it, each tensor in one pass."""
 
-    Args:
-        targets: from :func:`enorm._apply.targets_of`.
-    """
-
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._targets = targets
+    def __init__(self) -> None:
         self._made: dict[tuple[tuple[str, int, torch.dtype], ...], Callable[..., None]] = {}
 
-    def __call__(
-        self,
-        tensors: Mapping[str, Tensor],
-        z: Sequence[Tensor],
-        followers: Followers | None = None,
-        *,
-        moderate: bool = False,
-        inverse: Collection[str] = (),
-    ) -> None:
+    def __call__(self, jobs: Sequence[Job], z: Sequence[Tensor], *, moderate: bool = False) -> None:
         """As :func:`enorm._apply.write_`."""
         on_cpu = z[0].device.type == "cpu"
         if on_cpu and not moderate:
             # Factors of such scales may be out of every dtype's range, one by one.
-            write_(self._targets, tensors, z, followers, inverse=inverse)
+            write_(jobs, z)
             return
         factors = Factors(z)
         widest = factors.exponents.abs().amax().item() if on_cpu else math.inf
-        given: list[Tensor] = []
-        key: list[tuple[str, int, torch.dtype]] = []
-        for target in self._targets:
-            name = target.name
-            for tensor, power in (
-                (tensors[name], 1),
-                *following(target, tensors, followers, inverse),
-            ):
-                narrow = tensor.dtype in _FULL and abs(power) * widest <= NARROW
-                given.append(tensor.detach())
-                key.append((name, power, tensor.dtype if narrow else torch.float64))
+        # Of what a tensor is scaled in: its own dtype, or a wider one to be rounded once from.
+        dtypes = [
+            job.tensor.dtype
+            if job.tensor.dtype in _FULL and abs(job.power) * widest <= NARROW
+            else torch.float64
+            for job in jobs
+        ]
         # Outside of the compiled part, which would work them out anew for every entry of a weight.
         pairs = list(
-            dict.fromkeys((sign * power, dtype) for _, power, dtype in key for sign in (1, -1))
+            dict.fromkeys(
+                (sign * job.power, dtype)
+                for job, dtype in zip(jobs, dtypes, strict=True)
+                for sign in (1, -1)
+            )
         )
-        vectors = [factors.whole(*pair) for pair in pairs]
-        if tuple(key) not in self._made:
-            targets = {target.name: target for target in self._targets}
-            tasks = [_Task(targets[name], power, dtype) for name, power, dtype in key]
+        given = [job.tensor.detach() for job in jobs] + [factors.whole(*pair) for pair in pairs]
+        key = tuple(
+            (job.target.name, job.power, dtype) for job, dtype in zip(jobs, dtypes, strict=True)
+        )
+        if key not in self._made:
+            tasks = [
+                (job.target, job.power, dtype) for job, dtype in zip(jobs, dtypes, strict=True)
+            ]
             sizes = factors.sizes
 
             def write(*tensors: Tensor) -> None:
                 made = dict(zip(pairs, tensors[len(tasks) :], strict=True))
                 by_group = {pair: one.split(sizes) for pair, one in made.items()}
-                _scale_(tasks, tensors[: len(tasks)], by_group)
+                for (target, power, dtype), tensor in zip(tasks, tensors, strict=False):
+                    scale_(target, tensor, by_group[power, dtype], by_group[-power, dtype])
 
-            self._made[tuple(key)] = compiled(write, *given, *vectors)
-        self._made[tuple(key)](*given, *vectors)
+            self._made[key] = compiled(write, *given)
+        self._made[key](*given)
 
 
-def _scale_(
-    tasks: Sequence[_Task],
-    tensors: Sequence[Tensor],
-    factors: Mapping[tuple[int, torch.dtype], Sequence[Tensor]],
+def scale_(
+    target: Target, tensor: Tensor, multiply: Sequence[Tensor], divide: Sequence[Tensor]
 ) -> None:
-    for task, tensor in zip(tasks, tensors, strict=True):
-        multiply, divide = (factors[sign * task.power, task.dtype] for sign in (1, -1))
-        target = task.target
-        view, entries = flattened(target.view(tensor), target.groups)
-        factor: Tensor | None = None
-        if target.rows is not None:
-            factor = along_rows(multiply[target.rows], view, target.groups)
-        if target.columns:
-            of_columns = expanded(target.column_vector(divide, 1.0), entries)
-            divisor = along_columns(of_columns, view, target.groups)
-            factor = divisor if factor is None else factor * divisor
-        assert factor is not None
-        if task.dtype is tensor.dtype:
-            view.mul_(factor)
-        else:
-            view.copy_(view.to(task.dtype) * factor)
+    """Multiply a tensor by the vector of its rows' group and those of its columns' groups.
+
+    In the vectors' dtype, rounded once; ``multiply`` and ``divide`` hold one vector per group.
+    """
+    view, entries = flattened(target.view(tensor), target.groups)
+    factor: Tensor | None = None
+    if target.rows is not None:
+        factor = along_rows(multiply[target.rows], view, target.groups)
+    if target.columns:
+        of_columns = expanded(target.column_vector(divide, 1.0), entries)
+        divisor = along_columns(of_columns, view, target.groups)
+        factor = divisor if factor is None else factor * divisor
+    assert factor is not None
+    if factor.dtype is tensor.dtype:
+        view.mul_(factor)
+    else:
+        view.copy_(view.to(factor.dtype) * factor)

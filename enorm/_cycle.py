@@ -1,146 +1,244 @@
-"""Cycles in plain arithmetic: what runs after every optimiser step.
+"""One cycle in plain arithmetic on the weights themselves: what runs after every optimiser step.
 
-Works on ``s = d^p``, one vector per group, without logarithms, guards or a look at dead units:
-with masses P of a unit's producers and Q of its consumers the update is ``s = sqrt(Q / P)`` (Stock
-et al. 2019, Algorithm 1). All sums and scales are looked at afterwards; where one came near the
-ends of the dtype, or is zero, there is no result and :class:`enorm._solve.Scales` has to do it.
+Algorithm 1 as it is printed (Stock et al. 2019): with masses P of a unit's producers and Q of its
+consumers, as they are now, ``d = (Q / P)^(1 / 2p)`` multiplies the former and divides the latter,
+group after group. So a weight is summed, divided and multiplied while it is in the caches. No
+logarithms, no guards, no look at dead units: a group's sums are looked at before its scales are
+written, and where they come near the ends of the dtype, or are zero, the cycle stops in front of
+that group, for :class:`enorm._solve.Scales` to go on from there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from enorm._masses import Masses, Precision, Workspace, range_margin
-from enorm._sharded import local, rows_of
-from enorm._solve import Order, Problem
+from enorm._apply import NARROW, Target
+from enorm._layout import along_columns, along_rows, canonical, flattened
+from enorm._masses import range_margin
+from enorm._sharded import is_sharded
+from enorm._solve import Order, Problem, Term
 
 # Of each group, by term.
 Coefficients = Sequence[Mapping[int, float]]
 # Coefficients of one group that are further apart, in powers of two, leave too little range.
 _WIDEST_COEFFICIENTS = 40.0
+# Smaller matrices are summed by one thread.
+_PARALLEL = 32_768
 
 
-class PlainCycles:
-    """Cycles over the weights as they are at each call.
+class PlainCycle:
+    """A cycle over the weights as they are at each call, which it changes.
 
     Args:
-        problem: the problem.
-        tensors: the parameters by name.
-        precision: of masses and scales, ``"float32"`` or ``"float64"``.
-        cycles: how many a call runs; with one, a chain's masses take turns in one place.
-        order: ``"cyclic"`` or ``"jacobi"``.
+        problem: the problem; see :meth:`fits`.
+        targets: the parameters that scale.
+        tensors: all parameters by name.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        tensors: Mapping[str, Tensor],
-        precision: Precision,
-        *,
-        cycles: int,
-        order: Order,
+        self, problem: Problem, targets: Sequence[Target], tensors: Mapping[str, Tensor]
     ) -> None:
         self._problem = problem
-        self._tensors = tensors
-        self._precision: Precision = precision
-        self._cycles = cycles
-        self._jacobi = order == "jacobi"
-        self._workspace = Workspace()
-        self._masses: dict[int, Masses] = {}
-        self._early: dict[int, Tensor] = {}
+        self._targets = targets
+        self._tensors = [tensors[target.name] for target in targets]
+        self._all = tensors
+        self._dtype = self._tensors[0].dtype
         self._biases = [tensors[name] for names in problem.biases for name in names]
-        self._spread = rows_of(self._biases[0]) if self._biases else None
         self._coefficients = coefficients_of(problem)
+        # Where the parameters were when the views were made.
+        self._places: list[tuple[int, tuple[int, ...]]] = []
+        self._groups: list[_Group] = []
 
-    def __call__(self) -> list[Tensor] | None:
-        """``log2 d`` per group, ``(size,)`` float64, or None where the precision is too narrow.
+    @staticmethod
+    def fits(problem: Problem, tensors: Mapping[str, Tensor], *, cycles: int, order: Order) -> bool:
+        """Whether this is a way: one cycle in order, of whole weights, each rounded twice."""
+        dtypes = {one.dtype for one in tensors.values()}
+        return (
+            (cycles, order) == (1, "cyclic")
+            and 1 <= problem.p < math.inf
+            and dtypes in ({torch.float32}, {torch.float64})
+            and not any(is_sharded(one) for one in tensors.values())
+            and coefficients_of(problem) is not None
+        )
 
-        Waits for the device, to see whether it is.
+    def __call__(self) -> list[Tensor]:
+        """``log2 d``, ``(size,)`` float64, of the groups up to the first that it could not do.
+
+        Waits for the device, to see whether it can.
         """
+        places = [(one.data_ptr(), one.stride()) for one in self._tensors]
+        if places != self._places:
+            self._groups = self._views()
+            self._places = places
+        found: list[Tensor] = []
+        if not self._biases_have_room():
+            return found
+        exponent = 0.5 / self._problem.p
+        for group in self._groups:
+            p_mass = weighted([one.row_sums() for one in group.producers], group.of_producers)
+            q_mass = weighted([one.column_sums() for one in group.consumers], group.of_consumers)
+            low, high = torch.aminmax(torch.cat([p_mass, q_mass]))
+            if not holds(self._dtype, low.item(), high.item(), self._problem.p):
+                break
+            d = torch.div(q_mass, p_mass).pow_(exponent / 2 if group.is_coupled else exponent)
+            for view, groups in group.rows:
+                view.mul_(along_rows(d, view, groups))
+            inverse = d.reciprocal()
+            for view, groups, times in group.columns:
+                factor = inverse if times == 1 else inverse.repeat_interleave(times)
+                view.mul_(along_columns(factor, view, groups))
+            found.append(d)
+        if not found:
+            return found
+        z = torch.cat(found).double().log2_()
+        return list(z.split([len(d) for d in found]))
+
+    def _biases_have_room(self) -> bool:
+        """Whether the widest scale keeps every bias finite, with a factor 2 to spare."""
+        if not self._biases:
+            return True
+        low, high = torch.aminmax(torch.cat([one.detach() for one in self._biases]))
+        limit = torch.finfo(self._dtype).max / 2 ** (NARROW + 1)
+        # NaN compares false.
+        return -limit <= low.item() and high.item() <= limit
+
+    def _views(self) -> list[_Group]:
+        """What each group looks at and writes, in the memory of the parameters."""
         problem = self._problem
-        if self._coefficients is None:
-            return None
-        # An interrupted call may have left some, of weights as they were then.
-        self._masses.clear()
-        self._early.clear()
-        # Where the scales of a group stand, and one over them; None stands for ones.
-        scales: list[Tensor | None] = [None] * len(problem.producers)
-        inverses = list(scales)
-        sums: list[Tensor] = []
-        for _ in range(self._cycles):
-            s, r = (list(scales), list(inverses)) if self._jacobi else (scales, inverses)
-            for group, coefficients in enumerate(self._coefficients):
-                produced = [self._row_sums(t, r) for t in problem.producers[group]]
-                consumed = [
-                    self._mass(t).column_sums(at(s, problem.terms[t].rows))
-                    for t in problem.consumers[group]
-                ]
-                sums += [*produced, *consumed]
-                p_mass = weighted(produced, [coefficients[t] for t in problem.producers[group]])
-                q_mass = weighted(consumed, [coefficients[t] for t in problem.consumers[group]])
-                scale = torch.div(q_mass, p_mass).sqrt_()
-                if problem.coupled[group]:
-                    current = s[group]
-                    scale = (scale if current is None else scale * current).sqrt()
-                scales[group], inverses[group] = scale, scale.reciprocal()
-                if self._cycles == 1:
-                    self._finish(group, r)
-        self._release(list(self._masses))
-        return self._checked(sums, [scale for scale in scales if scale is not None])
-
-    def _row_sums(self, index: int, inverses: Sequence[Tensor | None]) -> Tensor:
-        if (known := self._early.pop(index, None)) is not None:
-            return known
-        return self._mass(index).row_sums(at(inverses, self._problem.terms[index].columns))
-
-    def _finish(self, group: int, inverses: Sequence[Tensor | None]) -> None:
-        """Let go of masses that no later group needs, as early as can be.
-
-        What a later group wants of a weight divided by this one are its row sums, known now: so the
-        next weight's masses can take the same place, which is in the caches still.
-        """
-        for index in self._problem.consumers[group]:
-            rows = self._problem.terms[index].rows
-            if rows is not None and rows > group:
-                self._early[index] = self._row_sums(index, inverses)
-                self._release([index])
-        self._release(self._problem.last_uses[group])
-
-    def _mass(self, index: int) -> Masses:
-        if index not in self._masses:
-            term, p = self._problem.terms[index], self._problem.p
-            once = self._cycles == 1
-            self._masses[index] = term.masses(
-                self._tensors, p, self._precision, self._workspace, once=once
+        assert self._coefficients is not None
+        # What is not touched costs nothing.
+        largest = max(self._all[term.weight].numel() for term in problem.terms)
+        buffer = torch.empty(largest, dtype=self._dtype)
+        sums = [
+            _Sums(term, self._all[term.weight].detach(), problem.p, buffer)
+            for term in problem.terms
+        ]
+        groups = [
+            _Group(
+                [sums[t] for t in producers],
+                [sums[t] for t in consumers],
+                [coefficients[t] for t in producers],
+                [coefficients[t] for t in consumers],
+                is_coupled,
             )
-        return self._masses[index]
+            for producers, consumers, coefficients, is_coupled in zip(
+                problem.producers,
+                problem.consumers,
+                self._coefficients,
+                problem.coupled,
+                strict=True,
+            )
+        ]
+        for target, tensor in zip(self._targets, self._tensors, strict=True):
+            view, entries = flattened(target.view(tensor.detach()), target.groups)
+            if target.rows is not None:
+                groups[target.rows].rows.append((view, target.groups))
+            start = 0
+            for part in target.columns:
+                length = part.length * entries
+                # Grouped convolutions are divided as a whole.
+                piece = view if target.groups > 1 else view.narrow(1, start, length)
+                start += length
+                if part.group is not None:
+                    times = part.block * entries
+                    groups[part.group].columns.append((piece, target.groups, times))
+        return groups
 
-    def _release(self, terms: Sequence[int]) -> None:
-        for index in terms:
-            if (masses := self._masses.pop(index, None)) is not None:
-                masses.release()
 
-    def _checked(self, sums: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor] | None:
-        together = torch.cat(list(scales))
-        extremes = (*torch.aminmax(together), *torch.aminmax(torch.cat(list(sums))))
-        least, most, low, high = (one.item() for one in extremes)
-        grown = 0.0
-        if self._biases and most >= 0:
-            limit = min(torch.finfo(bias.dtype).max for bias in self._biases) / 2
-            grown = self._largest_bias() * max(1.0, most ** (1 / self._problem.p)) / limit
-        if not trusted(together.dtype, least, most, low, high, grown):
-            return None
-        z = together.double().log2_().div_(self._problem.p)
-        return list(z.split([len(scale) for scale in scales]))
+@dataclass
+class _Group:
+    """What one group sums and writes.
 
-    def _largest_bias(self) -> float:
-        largest = torch.cat([local(bias).detach().abs() for bias in self._biases]).amax()
-        if self._spread is not None and self._spread.group is not None:
-            largest = self._spread.largest(largest)
-        return largest.item()
+    Attributes:
+        producers: weights that it multiplies.
+        consumers: weights that it divides.
+        of_producers: their coefficients, as exponents of two.
+        of_consumers: likewise.
+        is_coupled: whether its units are coupled to each other.
+        rows: views to multiply, with their number of convolution groups.
+        columns: views to divide, likewise, and the columns of each unit.
+    """
+
+    producers: list[_Sums]
+    consumers: list[_Sums]
+    of_producers: list[float]
+    of_consumers: list[float]
+    is_coupled: bool
+    rows: list[tuple[Tensor, int]] = field(default_factory=list)
+    columns: list[tuple[Tensor, int, int]] = field(default_factory=list)
+
+
+class _Sums:
+    """Sums over ``|W|^p`` of one weight, in its own dtype.
+
+    Args:
+        term: the weight, or the columns of it.
+        weight: its memory.
+        p: the norm's exponent.
+        buffer: memory for the powers of all weights in turn.
+    """
+
+    def __init__(self, term: Term, weight: Tensor, p: float, buffer: Tensor) -> None:
+        groups = term.layer.groups
+        view, entries = flattened(canonical(weight, term.layer), groups)
+        if term.length is not None:
+            view = view.narrow(1, term.start * entries, term.length * entries)
+        self._view, self._p, self._buffer = view, p, buffer
+        self._entries = entries
+        self._is_hollow = term.is_coupled
+        # The axis of columns; kernel positions lie behind it, or along it.
+        self._axis = 2 if groups > 1 else 1
+        self._kernel = tuple(range(self._axis + 1, view.dim()))
+        self._together = entries * term.block
+        self._is_vector = view.dim() == 1
+        self._is_fast = not (self._kernel or self._is_hollow or self._is_vector)
+        self._is_fast &= view.stride(-1) == 1
+
+    def row_sums(self) -> Tensor:
+        """``Σ_j M[i, j]``, shape ``(out,)``."""
+        if self._is_vector:
+            return self._powers().clone()
+        if not self._is_fast:
+            return self._powers().sum((self._axis, *self._kernel)).flatten()
+        # One fused pass over contiguous rows, without a matrix of powers in between.
+        norms: Tensor = torch.linalg.vector_norm(self._view, self._p, -1)
+        return (norms.square_() if self._p == 2 else norms.pow_(self._p)).flatten()
+
+    def column_sums(self) -> Tensor:
+        """``Σ_i M[i, j]``, shape ``(units,)``."""
+        powers = self._powers()
+        if self._is_vector:
+            return powers.clone()
+        threads = torch.get_num_threads()
+        if self._kernel or self._axis > 1:
+            sums = powers.sum((self._axis - 1, *self._kernel))
+        elif threads > 1 and powers.numel() >= _PARALLEL and len(powers) % threads == 0:
+            # Each thread sums the rows that it has just raised to the power, and finds in its own
+            # cache: what another one wrote may cost as much as all of the rest.
+            sums = powers.view(threads, -1, powers.shape[1]).sum(1).sum(0)
+        else:
+            sums = powers.sum(0)
+        sums = sums.flatten()
+        return sums if self._together == 1 else sums.view(-1, self._together).sum(1)
+
+    def _powers(self) -> Tensor:
+        view = self._view
+        powers = self._buffer[: view.numel()].view(view.shape)
+        if self._p == 2:
+            torch.square(view, out=powers)
+        else:
+            torch.abs(view, out=powers)
+            if self._p != 1:
+                powers.pow_(self._p)
+        if self._is_hollow:
+            by_unit = powers.unflatten(self._axis, (-1, self._entries))
+            by_unit.diagonal(0, self._axis - 1, self._axis).fill_(0)
+        return powers
 
 
 def coefficients_of(problem: Problem) -> Coefficients | None:
@@ -156,38 +254,6 @@ def coefficients_of(problem: Problem) -> Coefficients | None:
     return found
 
 
-def trusted(
-    dtype: torch.dtype, least: float, most: float, low: float, high: float, grown: float
-) -> bool:
-    """Whether a cycle's plain arithmetic stayed within ``dtype``; NaN compares false.
-
-    Args:
-        dtype: of sums and scales.
-        least: the smallest scale, to the power p.
-        most: the largest.
-        low: the smallest sum.
-        high: the largest.
-        grown: the largest bias that a scale may make, as a share of half of its dtype's maximum.
-    """
-    info = torch.finfo(dtype)
-    # A mass below the smallest normal number may have vanished, and a scale of at most `reach`
-    # may have weighted it.
-    reach = info.smallest_normal ** (-1 / 3)
-    margin = range_margin(dtype)
-    return (
-        least > 1 / reach
-        and most < reach
-        and low > info.smallest_normal * margin * reach
-        and high < info.max / margin
-        and grown <= 1
-    )
-
-
-def at(vectors: Sequence[Tensor | None], group: int | None) -> Tensor | None:
-    """A group's vector; None stands for ones."""
-    return None if group is None else vectors[group]
-
-
 def weighted(parts: Sequence[Tensor], log2_coefficients: Sequence[float]) -> Tensor:
     """``Σ 2^coefficient · part``."""
     total: Tensor | None = None
@@ -198,3 +264,24 @@ def weighted(parts: Sequence[Tensor], log2_coefficients: Sequence[float]) -> Ten
             total = part if log2_coefficient == 0 else part * 2.0**log2_coefficient
     assert total is not None
     return total
+
+
+def range_of(dtype: torch.dtype) -> tuple[float, float]:
+    """Between which masses plain arithmetic in ``dtype`` holds a group.
+
+    Entries of a sum that vanished, and sums that vanished beside others, are then at most a last
+    place of it.
+    """
+    info = torch.finfo(dtype)
+    room = range_margin(dtype) * 2**_WIDEST_COEFFICIENTS
+    return info.smallest_normal * room, info.max / room
+
+
+def holds(dtype: torch.dtype, low: float, high: float, p: float) -> bool:
+    """Whether plain arithmetic holds a group whose masses lie from ``low`` to ``high``.
+
+    Weights are then at most ``high^(1/p)`` and scales within 2^±24, so that a factor takes no
+    weight out of range before the other brings it back. NaN compares false.
+    """
+    least, most = range_of(dtype)
+    return least < low and high < most and math.log2(high / low) <= 2 * NARROW * p

@@ -189,19 +189,6 @@ class Masses:
             return dense(self._matrix, -math.inf)
         return self._sums[:, None] if self._has_rows else self._sums[None, :]
 
-    def row_sums(self, factors: Tensor | None) -> Tensor:
-        """``Σ_j M[i, j] f_j``, shape ``(out,)``, not for logarithms; None stands for ones."""
-        if self._matrix is None:
-            return self._gathered(self._sums)
-        return self._gathered(self._row_total(self._matrix, factors))
-
-    def column_sums(self, factors: Tensor | None) -> Tensor:
-        """``Σ_i M[i, j] f_i``, shape ``(units,)``, not for logarithms; None stands for ones."""
-        if self._matrix is None:
-            return self._added(self._sums)
-        own = factors if factors is None else self._own(factors)
-        return self._added(self._column_total(self._matrix, own))
-
     def rows(self, z: Tensor | None) -> Tensor:
         """``log2 Σ_j M[i, j] 2^(−p z_j)``, shape ``(out,)``; ``z=None`` stands for zeros."""
         if self._matrix is None:

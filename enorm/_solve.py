@@ -219,10 +219,17 @@ class Scales:
         caps = [_cap([tensors[name] for name in names]) for names in problem.biases]
         self._caps = [cap if cap is None or not power_of_two else cap.floor() for cap in caps]
 
-    def cycle(self, *, order: Order = "cyclic", omegas: Sequence[float] | None = None) -> Tensor:
+    def cycle(
+        self,
+        *,
+        order: Order = "cyclic",
+        omegas: Sequence[float] | None = None,
+        first: int = 0,
+    ) -> Tensor:
         """One pass over all groups; what each would move unrelaxed is in :attr:`steps` after it.
 
         Args:
+            first: the group to begin with; those in front of it are left out.
             order: ``"cyclic"`` sees the groups already updated in this pass, ``"jacobi"`` none.
             omegas: over-relaxation of each group; None goes to the minimum and no further. Scales
                 that are powers of two are never relaxed: a relaxed step may round to the far side
@@ -236,7 +243,7 @@ class Scales:
         before = list(self.z)
         source = before if order == "jacobi" else self.z
         steps, norms = [], []
-        for group in range(len(self.z)):
+        for group in range(first, len(self.z)):
             producing, consuming = self._norms(group, source)
             step = self._step(group, producing, consuming, before[group])
             steps.append(step)
@@ -259,7 +266,7 @@ class Scales:
         return True
 
     def scales(self) -> list[Tensor]:
-        """``log2 d`` per group, shape ``(size,)`` float64; there must have been a cycle."""
+        """``log2 d`` per group that a cycle has moved, shape ``(size,)`` float64."""
         return [z for z in self.z if z is not None]
 
     def residual(self) -> float:

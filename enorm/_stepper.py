@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from enorm._apply import targets_of, write_
+from enorm._apply import following, parameters, targets_of, write_
 from enorm._balance import check_count, check_exponents
 from enorm._compiled import CompiledCycles, CompiledWrite
-from enorm._cycle import PlainCycles
+from enorm._cycle import PlainCycle
 from enorm._followers import Copy, Followers, Optimizers
 from enorm._masses import Precision, Workspace
 from enorm._plan import BatchNormRule, Plan, tensors_of
@@ -107,10 +106,13 @@ class ENorm:
         if precondition_bias and any(is_sharded(one) for one in self._tensors.values()):
             raise ValueError("precondition_bias needs whole parameters, and these are sharded")
         self._model = model
-        self._places = [
-            (*_split(name), self._tensors[name], self._tensors[name].dtype)
+        # Who holds each parameter, and the modules inside each module, as they are now.
+        self._holders = [
+            (name, model.get_submodule(path)._parameters, leaf, self._tensors[name])
             for name in self.plan.parameter_names()
+            for path, _, leaf in [name.rpartition(".")]
         ]
+        self._dtypes = [tensor.dtype for *_, tensor in self._holders]
         self._children = [
             (module, tuple(module._modules.values()))
             for module in model.modules()
@@ -142,10 +144,16 @@ class ENorm:
 
     def _build(self) -> None:
         """What works on the tensors, anew for a copy of this object."""
-        self._plain = self._plain_cycles()
-        self._write = (
-            CompiledWrite(self._targets) if self._compile else partial(write_, self._targets)
-        )
+        self._write = CompiledWrite() if self._compile else write_
+        self._fast = self._compiled_cycles() if self._compile else self._plain_cycle()
+
+    def _plain_cycle(self) -> PlainCycle | None:
+        problem, tensors = self._problem, self._tensors
+        if not self._checked or not PlainCycle.fits(
+            problem, tensors, cycles=self._cycles, order=self._order
+        ):
+            return None
+        return PlainCycle(problem, self._targets, tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code and hooks belong to this object and its optimizer.
@@ -158,33 +166,25 @@ class ENorm:
         if state["_hook"]:
             self.attach()
 
-    def _plain_cycles(self) -> CompiledCycles | PlainCycles | None:
-        """Cycles in plain arithmetic, for where no logarithms are needed."""
-        p, cycles, order = self._problem.p, self._cycles, self._order
-        precision: Precision = "float64" if self._widest > 4 else "float32"
-        if not self._compile:
-            if p == math.inf or not self._checked:
-                return None
-            return PlainCycles(self._problem, self._tensors, precision, cycles=cycles, order=order)
+    def _compiled_cycles(self) -> CompiledCycles:
+        p = self._problem.p
         if p == math.inf:
             raise ValueError("compile=True needs a finite p: use compile=False with p = infinity")
         if any(is_sharded(one) for one in self._tensors.values()):
             raise ValueError("compile=True needs whole parameters, and these are sharded")
-        if self._checked:
-            dtype = torch.float64 if precision == "float64" else torch.float32
-            return CompiledCycles(self._problem, self._tensors, dtype, cycles=cycles, order=order)
-        if precisions(self._widest, p, checked=False) != ["float64"]:
+        if not self._checked and precisions(self._widest, p, checked=False) != ["float64"]:
             raise ValueError(
                 "compile=True on a GPU needs p of at most 2 and weights of at most 32 bits, whose "
                 "powers float64 can hold: use compile=False"
             )
         return CompiledCycles(
             self._problem,
+            self._targets,
             self._tensors,
-            torch.float64,
-            cycles=cycles,
-            order=order,
-            counter=self.nonfinite,
+            torch.float32 if self._checked and self._widest <= 4 else torch.float64,
+            cycles=self._cycles,
+            order=self._order,
+            counter=None if self._checked else self.nonfinite,
         )
 
     @torch.no_grad()
@@ -203,42 +203,50 @@ class ENorm:
             self._step()
 
     def _step(self) -> None:
-        z = self._solve()
-        self.log2_scales = tuple(z)
         preconditioner = self._preconditioner
-        self._write(
+        # Looked up first: what is unknown is found before anything has changed.
+        following_ = following(
+            self._targets,
             self._tensors,
-            z,
             self._followers,
-            # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
-            moderate=(
-                self._precision is None and self._widest <= 4 and 1 <= self._problem.p < math.inf
-            ),
-            inverse=() if preconditioner is None else preconditioner.names,
+            () if preconditioner is None else preconditioner.names,
         )
+        # The fast way writes parameters as it goes, up to the first group that it cannot do.
+        done = [] if self._fast is None else self._fast()
+        rest = self._solve(len(done)) if len(done) < len(self.plan.groups) else []
+        z = [*done, *rest]
+        self.log2_scales = tuple(z)
+        jobs = parameters(self._targets, self._tensors) if rest else []
+        if done and rest:
+            write_(jobs, [*(torch.zeros_like(one) for one in done), *rest])
+            jobs = []
+        # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
+        within = self._precision is None if self._fast is None else not rest
+        moderate = within and self._widest <= 4 and 1 <= self._problem.p < math.inf
+        if jobs or following_:
+            self._write([*jobs, *following_], z, moderate=moderate)
         if preconditioner is not None:
             preconditioner.advance(z)
 
     def _check_model(self) -> None:
-        for path, leaf, tensor, dtype in self._places:
-            module: nn.Module | None = self._model
-            for part in path:
-                module = None if module is None else module._modules.get(part)
-            if module is None or module._parameters.get(leaf) is not tensor:
-                raise RuntimeError(
-                    f"parameter {'.'.join([*path, leaf])!r} was replaced after this ENorm was "
-                    "built: build it again, after every change of the model's parameters"
-                )
-            if tensor.dtype is not dtype:
-                raise RuntimeError(
-                    f"parameter {'.'.join([*path, leaf])!r} was {dtype} when this ENorm was "
-                    f"built and is {tensor.dtype} now: build it again"
-                )
         for module, children in self._children:
             if tuple(module._modules.values()) != children:
                 raise RuntimeError(
                     f"a module inside {type(module).__name__} was replaced after this ENorm was "
                     "built, and its plan may no longer hold: build it again"
+                )
+        for (name, parameters_, leaf, tensor), dtype in zip(
+            self._holders, self._dtypes, strict=True
+        ):
+            if parameters_.get(leaf) is not tensor:
+                raise RuntimeError(
+                    f"parameter {name!r} was replaced after this ENorm was built: build it again, "
+                    "after every change of the model's parameters"
+                )
+            if tensor.dtype is not dtype:
+                raise RuntimeError(
+                    f"parameter {name!r} was {dtype} when this ENorm was built and is "
+                    f"{tensor.dtype} now: build it again"
                 )
         if tensor.device != self.nonfinite.device:
             raise RuntimeError(
@@ -314,14 +322,12 @@ class ENorm:
             return None
         return [log2_a.clone() for log2_a in self._preconditioner.log2_a]
 
-    def _solve(self) -> list[Tensor]:
-        """``log2 d`` per group after the cycles, in the cheapest way that holds the masses."""
-        # Dead units or extreme scales were met before: do not try in vain at every step.
-        if self._plain is not None and self._precision is None:
-            if (z := self._plain()) is not None:
-                return z
-            self._precision = "float64"
+    def _solve(self, first: int) -> list[Tensor]:
+        """``log2 d`` of the groups from ``first`` on, in the cheapest way that holds the masses."""
         ladder = precisions(self._widest, self._problem.p, checked=self._checked)
+        if self._fast is not None and len(ladder) > 1:
+            # Float32 has just been tried.
+            ladder = [one for one in ladder if one != "float32"]
         if self._precision in ladder:
             ladder = ladder[ladder.index(self._precision) :]
         for precision in ladder:
@@ -332,7 +338,7 @@ class ENorm:
                 keep_masses=self._cycles > 1,
                 workspace=self._workspace,
             )
-            bad = [scales.cycle(order=self._order)[1] for _ in range(self._cycles)]
+            bad = [scales.cycle(order=self._order, first=first)[1] for _ in range(self._cycles)]
             if precision == ladder[-1] or not scales.lost_range():
                 break
             self._precision = ladder[ladder.index(precision) + 1]
@@ -340,7 +346,7 @@ class ENorm:
         return scales.scales()
 
 
-_BUILT = frozenset({"_plain", "_write"})
+_BUILT = frozenset({"_fast", "_write"})
 
 
 def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
@@ -355,11 +361,6 @@ def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:
     if p == math.inf:
         return ["log"]
     if checked:
-        return ["float64", "log"]
+        return ["float32", "float64", "log"] if widest <= 4 else ["float64", "log"]
     # Squares of float32 weights and scales stay within float64's range.
     return ["float64"] if widest <= 4 and p <= 2 else ["log"]
-
-
-def _split(name: str) -> tuple[list[str], str]:
-    *path, leaf = name.split(".")
-    return path, leaf

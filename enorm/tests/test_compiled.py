@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import enorm
+from enorm._apply import parameters, targets_of, write_
 from enorm._compiled import CompiledCycles
 from enorm._plan import tensors_of
 from enorm._solve import Scales, build_problem
@@ -92,15 +93,20 @@ def test_as_without_the_compiler(
 
 def compiled_cycles(model: nn.Module, counter: Tensor, c: float, cycles: int) -> CompiledCycles:
     plan = enorm.trace(model)
-    problem = build_problem(plan, 2.0, c)
-    tensors = tensors_of(model, plan)
     return CompiledCycles(
-        problem, tensors, torch.float64, cycles=cycles, order="cyclic", counter=counter
+        build_problem(plan, 2.0, c),
+        targets_of(plan),
+        tensors_of(model, plan),
+        torch.float64,
+        cycles=cycles,
+        order="cyclic",
+        counter=counter,
     )
 
 
+@pytest.mark.parametrize("cycles", [1, 2])
 @pytest.mark.parametrize("make", [mlp, Residual])
-def test_unchecked_as_logarithms(make: Callable[[], nn.Module]) -> None:
+def test_unchecked_as_logarithms(make: Callable[[], nn.Module], cycles: int) -> None:
     """What a GPU runs: dead units, infinite ones and biases at the end of float32."""
     torch.manual_seed(0)
     model = make()
@@ -111,27 +117,30 @@ def test_unchecked_as_logarithms(make: Callable[[], nn.Module]) -> None:
         weights[0][2] = math.inf
         weights[0][3] *= 1e-18
         bias[3] = 1e38
+    twin = copy.deepcopy(model)
     counter = torch.zeros((), dtype=torch.int64)
     with torch.no_grad():
-        found = compiled_cycles(model, counter, 1.2, 2)()
-        assert found is not None
-        plan = enorm.trace(model)
-        scales = Scales(build_problem(plan, 2.0, 1.2), tensors_of(model, plan), precision="float64")
-        bad = [scales.cycle()[1] for _ in range(2)]
+        found = compiled_cycles(model, counter, 1.2, cycles)()
+        plan = enorm.trace(twin)
+        tensors = tensors_of(twin, plan)
+        scales = Scales(build_problem(plan, 2.0, 1.2), tensors, precision="float64")
+        bad = [scales.cycle()[1] for _ in range(cycles)]
+        write_(parameters(targets_of(plan), tensors), scales.scales())
     assert int(counter) == int(torch.stack(bad).sum()) > 0
     for one, other in zip(found, scales.scales(), strict=True):
         # In units of log2: a relative error of a few hundred roundings of a sum.
         assert (one - other).abs().max() <= 2**-42
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-22, atol=0, equal_nan=True)
     if make is mlp:
         assert found[0][1] == found[0][2] == 0
         # What float32 has left above 1e38, with a factor 2 to spare.
         assert found[0][3] == pytest.approx(math.log2(torch.finfo(torch.float32).max / 2e38))
 
 
-def test_too_far_apart_to_go_unchecked() -> None:
-    counter = torch.zeros((), dtype=torch.int64)
+def test_too_far_apart_to_be_compiled() -> None:
     with pytest.raises(ValueError, match="within 2\\^40 of each other"):
-        compiled_cycles(mlp(), counter, 2.0**30, 1)
+        enorm.ENorm(mlp(), c=2.0**30, compile=True)
 
 
 def test_dead_units_leave_the_compiled_path() -> None:
@@ -143,7 +152,6 @@ def test_dead_units_leave_the_compiled_path() -> None:
             model.get_parameter("1.weight")[0] = 0
         stepper = enorm.ENorm(model, c=1.2, compile=compile)
         stepper.step()
-        assert stepper.state_dict()["precision"] is not None
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert (one - other).abs().max() <= 4 * torch.finfo(one.dtype).eps * one.abs().max()
 
@@ -192,3 +200,38 @@ def test_as_many_as_you_like() -> None:
         before = enorm.residual(model)
         enorm.ENorm(model, compile=True).step()
         assert enorm.residual(model) < 1e-3 * before
+
+
+@pytest.mark.parametrize(("compile", "cycles"), [(False, 1), (True, 1), (True, 2)])
+def test_what_is_in_front_of_a_dead_unit_is_done_fast(compile: bool, cycles: int) -> None:
+    """The second of three groups is where the fast way ends; nothing is done twice."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(7, 4))
+    with torch.no_grad():
+        model.get_parameter("2.weight")[3] = 0
+    twin = copy.deepcopy(model).double()
+    plan = enorm.trace(twin)
+    tensors = tensors_of(twin, plan)
+    scales = Scales(build_problem(plan, 2.0, 1.2), tensors, precision="log")
+    with torch.no_grad():
+        for _ in range(cycles):
+            scales.cycle()
+        write_(parameters(targets_of(plan), tensors), scales.scales())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+    stepper = enorm.ENorm(model, optimizer, c=1.2, cycles=cycles, compile=compile)
+    stepper.step()
+    assert stepper.log2_scales[1][3] == 0
+    # Sums of at most nine squares and four roundings of a scale, relative; two of a weight.
+    u = torch.finfo(torch.float32).eps
+    for found, expected in zip(stepper.log2_scales, scales.scales(), strict=True):
+        assert (found - expected).abs().max() <= 32 * cycles * u
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=64 * cycles * u, atol=0.0)
+    d = scales.scales()[0].exp2()[:, None]
+    momentum = optimizer.state[model.get_parameter("0.weight")]["momentum_buffer"]
+    torch.testing.assert_close(
+        (momentum * d).double(), torch.ones(9, 6).double(), rtol=1e-5, atol=0
+    )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import enorm
-from enorm._apply import targets_of, write_
+from enorm._apply import parameters, targets_of, write_
 from enorm._descent import Solver
 from enorm._plan import tensors_of
 from enorm._solve import Order
@@ -620,7 +620,7 @@ def test_solvers_reach_the_minimum_and_keep_the_function(
     verified = enorm.verify(before, model, inputs)
     assert verified.ok in (True, None), verified
 
-    tensors, targets = tensors_of(model, plan), targets_of(plan)
+    jobs = parameters(targets_of(plan), tensors_of(model, plan))
     generator = torch.Generator().manual_seed(1)
     least = enorm.energy(plan, p, c)
     for _ in range(10):
@@ -628,9 +628,9 @@ def test_solvers_reach_the_minimum_and_keep_the_function(
             1e-3 * torch.randn(group.size, generator=generator, dtype=torch.float64)
             for group in plan.groups
         ]
-        write_(targets, tensors, moved)
+        write_(jobs, moved)
         assert enorm.energy(plan, p, c) >= least * (1 - 1e-12)
-        write_(targets, tensors, [-one for one in moved])
+        write_(jobs, [-one for one in moved])
 
 
 @pytest.mark.parametrize("order", ["cyclic", "jacobi"])

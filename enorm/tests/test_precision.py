@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import enorm
-from enorm._cycle import PlainCycles
 from enorm._masses import lost_range
 from enorm._stepper import precisions
 from enorm.tests.compiler import needs_compiler
@@ -75,7 +76,8 @@ def test_two_batchnorms_of_one_width_do_not_share_memory() -> None:
 
 def test_what_is_tried_in_which_order() -> None:
     """On a CPU from cheap to safe; elsewhere, unchecked, what is safe for every finite weight."""
-    assert precisions(2, 7.0, checked=True) == ["float64", "log"]
+    assert precisions(2, 7.0, checked=True) == ["float32", "float64", "log"]
+    assert precisions(8, 7.0, checked=True) == ["float64", "log"]
     assert precisions(8, 2.0, checked=True) == ["float64", "log"]
     assert precisions(2, 2.0, checked=False) == ["float64"]
     assert precisions(4, 2.0, checked=False) == ["float64"]
@@ -91,16 +93,36 @@ def test_the_cheapest_is_enough_for_ordinary_weights() -> None:
     assert stepper.state_dict()["precision"] is None
 
 
-def test_steps_use_their_memory_again() -> None:
-    """The masses of weights of one shape take turns in one buffer, in later steps as well."""
-    net = Net(inputs=5, hidden=tuple(Hidden(out=5) for _ in range(5)), outputs=5, dtype="float32")
-    stepper = enorm.ENorm(net.build())
-    counts = []
-    assert isinstance(stepper._plain, PlainCycles)
+@pytest.mark.parametrize("settings", [{}, {"order": "jacobi"}])
+def test_steps_use_their_memory_again(settings: dict[str, Any]) -> None:
+    """Masses of weights of one shape take turns in one place, in later steps as well."""
+    net = Net(inputs=50, hidden=tuple(Hidden(out=50) for _ in range(5)), dtype="float32")
+    stepper = enorm.ENorm(net.build(), **settings)
+    largest = []
     for _ in range(3):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            stepper.step()
+        largest.append(max(event.self_cpu_memory_usage for event in found.events()))
+    assert largest[0] >= 50 * 50 * 4
+    assert largest[1] == largest[2] < 50 * 50 * 4
+
+
+def test_parameters_may_move_to_other_memory() -> None:
+    """``Tensor.set_`` and ``.data = …`` keep the parameter and change where it is."""
+    net = Net(inputs=5, hidden=(Hidden(out=6), Hidden(out=7)), dtype="float32")
+    model, twin = net.build(), net.build()
+    steppers = [enorm.ENorm(one) for one in (model, twin)]
+    for stepper in steppers:
         stepper.step()
-        counts.append([len(buffers) for buffers in stepper._plain._workspace._free.values()])
-    assert counts == [[1]] * 3
+    for one in model.parameters():
+        one.data = (one.data + 1).mT.contiguous().mT if one.dim() == 2 else one.data + 1
+    with torch.no_grad():
+        for one in twin.parameters():
+            one.add_(1)
+    for stepper in steppers:
+        stepper.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_scales_near_the_end_of_float64() -> None:

@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         "wrong exponent: d² instead of d",
         "_cycle.py",
-        "torch.div(q_mass, p_mass).sqrt_()",
-        "torch.div(q_mass, p_mass)",
+        "exponent = 0.5 / self._problem.p",
+        "exponent = 1.0 / self._problem.p",
         _RATE,
     ),
     Mutant(
@@ -95,23 +95,23 @@ MUTANTS = (
     ),
     Mutant(
         "stale norms: Jacobi in place of Algorithm 1",
-        "_cycle.py",
-        "if self._jacobi else (scales, inverses)",
-        "if True else (scales, inverses)",
-        _RATE,
+        "_solve.py",
+        'source = before if order == "jacobi" else self.z',
+        "source = before",
+        _EQUAL,
     ),
     Mutant(
         "Jacobi sees groups already updated",
-        "_cycle.py",
-        "if self._jacobi else (scales, inverses)",
-        "if False else (scales, inverses)",
+        "_solve.py",
+        'source = before if order == "jacobi" else self.z',
+        "source = self.z",
         _EQUAL,
     ),
     Mutant(
         "sweep order reversed",
         "_cycle.py",
-        "in enumerate(self._coefficients):",
-        "in reversed(list(enumerate(self._coefficients))):",
+        "for group in self._groups:",
+        "for group in reversed(self._groups):",
         _EQUAL,
     ),
     Mutant(
@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "bias scaled inversely",
         "_apply.py",
-        "[(tensors[target.name], 1), *",
-        '[(tensors[target.name], -1 if target.name.endswith("bias") else 1), *',
+        "Job(target, tensors[target.name]) for",
+        'Job(target, tensors[target.name], -1 if "bias" in target.name else 1) for',
         _FUNCTION,
     ),
     Mutant(
@@ -208,8 +208,8 @@ MUTANTS = (
     Mutant(
         "float32 sums whatever their range",
         "_cycle.py",
-        "        if not trusted(together.dtype, least, most, low, high, grown):\n",
-        "        if False:\n",
+        "            if not holds(self._dtype, low.item(), high.item(), self._problem.p):\n",
+        "            if False:\n",
         _EXTREME,
     ),
     Mutant(
@@ -228,10 +228,17 @@ MUTANTS = (
     ),
     Mutant(
         "in place on a copy",
-        "_apply.py",
-        "[(tensors[target.name], 1), *",
-        "[(tensors[target.name].detach().clone(), 1), *",
+        "_cycle.py",
+        "flattened(target.view(tensor.detach()), target.groups)",
+        "flattened(target.view(tensor.detach().clone()), target.groups)",
         _MINIMUM,
+    ),
+    Mutant(
+        "columns not divided in the plain cycle",
+        "_cycle.py",
+        "            for view, groups, times in group.columns:\n",
+        "            for view, groups, times in []:\n",
+        _FUNCTION,
     ),
     Mutant(
         "scales rounded to half precision",
@@ -337,8 +344,8 @@ MUTANTS = (
     Mutant(
         "momentum of preconditioned biases scaled as any other",
         "_stepper.py",
-        "inverse=() if preconditioner is None else",
-        "inverse=() if True else",
+        "            () if preconditioner is None else preconditioner.names,\n",
+        "            () if True else preconditioner.names,\n",
         _BIASES,
     ),
 )
