@@ -55,11 +55,11 @@ torchvision's.
 
 {table}
 
-A cycle never touches the weights until its end: it forms `|W|^p` once, works on sums over it and on
-scale vectors, and multiplies each weight by its scales last. `compile=True` does without `|W|^p` in
-memory and writes each weight in one pass. `ENorm(..., every=k)` divides the cost by k. How many
-cycles the minimum takes, and how few with over-relaxation or Newton steps:
-[convergence.md](convergence.md).
+A cycle works on the weights themselves: it reads a weight for its column sums, divides its columns,
+reads its row sums and multiplies its rows while it is in the caches, and looks at the sums of each
+group before it writes. `compile=True` makes one graph of it and writes each weight once.
+`ENorm(..., every=k)` divides the cost by k. How many cycles the minimum takes, and how few with
+over-relaxation or Newton steps: [convergence.md](convergence.md).
 
 ## The training step of the experiment
 

@@ -58,8 +58,9 @@ class ENorm:
             an ``AveragedModel``; they are rescaled alike at every step.
         compile: let ``torch.compile`` turn the cycles and the writing of the weights into few
             kernels, C++ on a CPU (which takes a compiler there) and Triton on a GPU. The first
-            step then takes seconds, the others half of the time or less. Needs a finite p, weights
-            that are not sharded, and on a GPU p ≤ 2 and weights of at most 32 bits.
+            step then takes seconds, the others less time. Needs a finite p, weights that are not
+            sharded, factors c_k of one group within 2^40 of each other after they are raised to
+            p, and on a GPU p ≤ 2 and weights of at most 32 bits.
 
     Attributes:
         plan: the plan under the BatchNorm rule in use.

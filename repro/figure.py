@@ -63,6 +63,8 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
         panel.tick_params(labelbottom=True)
     depths = sorted(set(found.table["depth"]))
     panels[0].set_xticks(depths, [str(depth) for depth in depths])
+    # Ticks alone would end the axis in the middle of the outermost points.
+    panels[0].set_xlim(min(depths) - 1, max(depths) + 1)
     for panel in panels[:: max(1, columns)]:
         panel.set_ylabel("test accuracy (%)")
     handles = [

@@ -186,6 +186,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     try:
         TASKS[options.task](options.width, options.steps)
+        # A process that leaves while the other still talks to it may abort both.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
