@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -184,12 +186,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    try:
-        TASKS[options.task](options.width, options.steps)
-        # A process that leaves while the other still talks to it may abort both.
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    TASKS[options.task](options.width, options.steps)
+    dist.barrier()
+    # Without a teardown: gloo's threads abort about one process in ten when the group is destroyed.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
