@@ -18,7 +18,7 @@ from torch import Tensor
 
 from enorm._apply import NARROW, Factors, Job, Target, write_
 from enorm._cycle import coefficients_of, range_of, weighted
-from enorm._layout import along_columns, along_rows, canonical, flattened
+from enorm._layout import along_columns, along_rows, flattened
 from enorm._solve import Order, Problem, Term
 
 
@@ -192,9 +192,7 @@ class _Weight:
     def __init__(self, term: Term, weight: Tensor, p: float, dtype: torch.dtype) -> None:
         self._term, self._p = term, p
         self._groups = term.layer.groups
-        view, self._entries = flattened(canonical(weight, term.layer), self._groups)
-        if term.length is not None:
-            view = view.narrow(1, term.start * self._entries, term.length * self._entries)
+        view, self._entries = term.matrices(weight)
         self._view: Tensor = view.to(dtype)
         self._axis = 2 if self._groups > 1 else 1
         self._kernel = tuple(range(self._axis + 1, view.dim()))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from enorm._apply import NARROW, Target
-from enorm._layout import along_columns, along_rows, canonical, flattened
+from enorm._layout import along_columns, along_rows, flattened
 from enorm._masses import range_margin
 from enorm._sharded import is_sharded
 from enorm._solve import Order, Problem, Term
@@ -184,20 +184,16 @@ class _Sums:
     """
 
     def __init__(self, term: Term, weight: Tensor, p: float, buffer: Tensor) -> None:
-        groups = term.layer.groups
-        view, entries = flattened(canonical(weight, term.layer), groups)
-        if term.length is not None:
-            view = view.narrow(1, term.start * entries, term.length * entries)
-        self._view, self._p, self._buffer = view, p, buffer
-        self._entries = entries
+        self._view, self._entries = term.matrices(weight)
+        self._p, self._buffer = p, buffer
         self._is_hollow = term.is_coupled
         # The axis of columns; kernel positions lie behind it, or along it.
-        self._axis = 2 if groups > 1 else 1
-        self._kernel = tuple(range(self._axis + 1, view.dim()))
-        self._together = entries * term.block
-        self._is_vector = view.dim() == 1
+        self._axis = 2 if term.layer.groups > 1 else 1
+        self._kernel = tuple(range(self._axis + 1, self._view.dim()))
+        self._together = self._entries * term.block
+        self._is_vector = self._view.dim() == 1
         self._is_fast = not (self._kernel or self._is_hollow or self._is_vector)
-        self._is_fast &= view.stride(-1) == 1
+        self._is_fast &= self._view.stride(-1) == 1
 
     def row_sums(self) -> Tensor:
         """``Σ_j M[i, j]``, shape ``(out,)``."""

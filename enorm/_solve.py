@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from enorm._layout import canonical
+from enorm._layout import canonical, flattened
 from enorm._masses import Masses, Precision, Workspace, lost_range
 from enorm._plan import Consumer, Layer, Plan
 from enorm._sharded import local, rows_of
@@ -53,6 +53,17 @@ class Term:
     def is_coupled(self) -> bool:
         """Whether it couples units of one group to each other."""
         return self.rows is not None and self.rows == self.columns
+
+    def matrices(self, weight: Tensor) -> tuple[Tensor, int]:
+        """Its columns of the whole ``weight``, kernel positions beside each other if memory allows.
+
+        Returns:
+            A view, and how many of its columns each column of the weight became.
+        """
+        view, entries = flattened(canonical(weight, self.layer), self.layer.groups)
+        if self.length is not None:
+            view = view.narrow(1, self.start * entries, self.length * entries)
+        return view, entries
 
     def masses(
         self,

@@ -109,11 +109,10 @@ class ENorm:
         self._model = model
         # Who holds each parameter, and the modules inside each module, as they are now.
         self._holders = [
-            (name, model.get_submodule(path)._parameters, leaf, self._tensors[name])
+            (name, model.get_submodule(path)._parameters, leaf, tensor, tensor.dtype)
             for name in self.plan.parameter_names()
-            for path, _, leaf in [name.rpartition(".")]
+            for (path, _, leaf), tensor in [(name.rpartition("."), self._tensors[name])]
         ]
-        self._dtypes = [tensor.dtype for *_, tensor in self._holders]
         self._children = [
             (module, tuple(module._modules.values()))
             for module in model.modules()
@@ -236,10 +235,8 @@ class ENorm:
                     f"a module inside {type(module).__name__} was replaced after this ENorm was "
                     "built, and its plan may no longer hold: build it again"
                 )
-        for (name, parameters_, leaf, tensor), dtype in zip(
-            self._holders, self._dtypes, strict=True
-        ):
-            if parameters_.get(leaf) is not tensor:
+        for name, held, leaf, tensor, dtype in self._holders:
+            if held.get(leaf) is not tensor:
                 raise RuntimeError(
                     f"parameter {name!r} was replaced after this ENorm was built: build it again, "
                     "after every change of the model's parameters"

@@ -144,7 +144,7 @@ def test_too_far_apart_to_be_compiled() -> None:
 
 
 def test_dead_units_leave_the_compiled_path() -> None:
-    """Checked arithmetic has no answer for them; what has one takes over, for good."""
+    """Checked arithmetic has no answer for them; what has one takes over."""
     models = [mlp() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     for model, compile in zip(models, (True, False), strict=True):

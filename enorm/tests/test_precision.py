@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import enorm
+from enorm._compiled import _held
+from enorm._cycle import holds
 from enorm._masses import lost_range
 from enorm._stepper import precisions
 from enorm.tests.compiler import needs_compiler
@@ -108,7 +111,7 @@ def test_steps_use_their_memory_again(settings: dict[str, Any]) -> None:
 
 
 def test_parameters_may_move_to_other_memory() -> None:
-    """``Tensor.set_`` and ``.data = …`` keep the parameter and change where it is."""
+    """``parameter.data = …`` keeps the parameter and changes where it is and how it lies."""
     net = Net(inputs=5, hidden=(Hidden(out=6), Hidden(out=7)), dtype="float32")
     model, twin = net.build(), net.build()
     steppers = [enorm.ENorm(one) for one in (model, twin)]
@@ -123,6 +126,29 @@ def test_parameters_may_move_to_other_memory() -> None:
         stepper.step()
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        # Masses of 2^-50 to 2^52 are trusted, and scales of up to 2^24: a ratio of 2^48p.
+        (1.0, 1.0, 2.0, True),
+        (2.0**-50, 2.0**45, 2.0, True),
+        (2.0**-50, 2.0**47, 2.0, False),
+        (2.0**-20, 2.0**27, 1.0, True),
+        (2.0**-20, 2.0**29, 1.0, False),
+        (2.0**-50, 2.0**52, 9.0, True),
+        (2.0**-52, 1.0, 9.0, False),
+        (1.0, 2.0**54, 9.0, False),
+        (0.0, 1.0, 2.0, False),
+        (1.0, math.inf, 2.0, False),
+        (math.nan, math.nan, 2.0, False),
+    ],
+)
+def test_what_plain_arithmetic_holds(low: float, high: float, p: float, expected: bool) -> None:
+    """The same said by numbers and, where a compiler writes it down, by tensors."""
+    assert holds(torch.float32, low, high, p) is expected
+    assert bool(_held(torch.tensor([low]), torch.tensor([high]), p)) is expected
 
 
 def test_scales_near_the_end_of_float64() -> None:
