@@ -188,7 +188,8 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
     decided = all(estimate.spread.decides for estimate in one.estimates)
     verdict: Verdict = "inconclusive"
     notes = []
-    if decided and p < ALPHA:
+    significant = decided and p < ALPHA
+    if significant:
         verdict = "reproduced" if one.right else "not reproduced"
     if "quantifier" in claim.options:
         needed = _QUANTIFIERS[claim.options["quantifier"]]
@@ -202,7 +203,10 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
     notes.append(f"p = {p:.2g} (Holm)" if decided else "too few runs for a verdict")
     if verdict == "inconclusive":
         seeds = [estimate.seeds_needed for estimate in one.estimates]
-        if claim.test == "dip" or None in seeds:
+        depths_run = min(len(estimate.by_depth) for estimate in one.estimates)
+        if significant and depths_run < _DEPTHS:
+            notes.append("more depths are needed")
+        elif claim.test == "dip" or None in seeds or significant:
             notes.append("more seeds are needed")
         else:
             notes.append(f"{max(n for n in seeds if n is not None)} seeds would show this effect")

@@ -88,13 +88,17 @@ class Estimate:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Smallest n with ``t(0.975, J (n − 1)) s / sqrt(J n) < |mean|``; None above 1000."""
+        """Smallest n that decides with ``t(0.975, J (n − 1)) s / sqrt(J n) < |mean|``.
+
+        None above 1000.
+        """
         depths = len(self.by_depth)
         if not self.spread.nu or self.mean == 0:
             return None
         for n in range(2, _MOST_SEEDS + 1):
-            t = Spread(self.spread.s, depths * (n - 1)).quantile()
-            if t * self.spread.s / math.sqrt(depths * n) < abs(self.mean):
+            spread = Spread(self.spread.s, depths * (n - 1))
+            t = spread.quantile()
+            if spread.decides and t * self.spread.s / math.sqrt(depths * n) < abs(self.mean):
                 return n
         return None
 

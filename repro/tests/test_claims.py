@@ -119,6 +119,7 @@ def test_almost_every_depth_is_open_while_depths_are_missing() -> None:
     found = decide("enorm-above-baseline", made(levels, depths=(1, 9, 15, 19)))
     assert found.verdict == "inconclusive"
     assert "right at 4 of 4 depths, 9 of 10 are claimed" in found.note
+    assert "more depths are needed" in found.note
 
 
 def test_ranking_and_best_need_every_pair() -> None:

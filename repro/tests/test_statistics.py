@@ -71,6 +71,14 @@ def test_seeds_needed_are_the_fewest_that_are_enough() -> None:
     assert half(n) < found.mean <= half(n - 1)
 
 
+def test_seeds_needed_are_enough_for_a_verdict() -> None:
+    """However large the effect: fewer than four degrees of freedom decide nothing."""
+    found = statistics.over_depths(*columns([(1, 10.0), (1, 10.1), (1, 10.2)]))
+    assert found is not None
+    assert not found.spread.decides
+    assert found.seeds_needed == 5
+
+
 def test_band_covers_all_points_of_a_curve_in_95_of_100_repetitions() -> None:
     """Ten depths, two of our runs and one published run each, all alike: every point inside."""
     rng = np.random.default_rng(0)
