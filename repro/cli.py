@@ -43,7 +43,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
         device = _device(options.device)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        seeds = preset.seeds if options.seeds is None else options.seeds
+        count = preset.seeds if options.seeds is None else options.seeds
+        seeds = range(options.first_seed, options.first_seed + count)
         specs = experiment.specs(preset, seeds, options.depths, ids)
         images = load(source)
         print(
@@ -85,7 +86,16 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         prog=f"python -m repro.{name}", description=f"{experiment.title} of the report, run again."
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
-    parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N − 1")
+    parser.add_argument(
+        "--seeds", type=_positive, metavar="N", help="how many seeds, from 0 or --first-seed on"
+    )
+    parser.add_argument(
+        "--first-seed",
+        type=_natural,
+        default=0,
+        metavar="K",
+        help="where --seeds starts: to add seeds, or share them among machines (default: 0)",
+    )
     parser.add_argument(
         "--data",
         metavar="PATH|cifar10|synthetic",
@@ -124,6 +134,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

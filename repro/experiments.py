@@ -61,13 +61,17 @@ class Experiment:
     figure: int | None = None
 
     def specs(
-        self, preset: Preset, seeds: int, depths: Sequence[int] | None, ids: Sequence[str]
+        self,
+        preset: Preset,
+        seeds: Sequence[int],
+        depths: Sequence[int] | None,
+        ids: Sequence[str],
     ) -> list[RunSpec]:
         """The runs, seed by seed so that an early stop leaves whole seeds.
 
         Args:
             preset: sizes; its depths where none are given.
-            seeds: 0 to ``seeds − 1``.
+            seeds: of each series at each depth.
             depths: of all series; None takes those of the preset that the series has.
             ids: of the series to run, or methods to run all series of.
 
@@ -77,7 +81,7 @@ class Experiment:
         chosen = [series for series in self.series if {series.id, series.method} & set(ids)]
         found = [
             series.spec(depth, seed, preset.epochs, preset.train_images)
-            for seed in range(seeds)
+            for seed in seeds
             for depth in depths or preset.depths
             for series in chosen
             if depths is not None or depth in series.depths

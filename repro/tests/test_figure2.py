@@ -22,7 +22,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_paper_preset_is_the_reports_recipe() -> None:
     """DESIGN: 60 epochs, 50,000 images, batch 256, decay 1e-3, c = 1.2, p = 2, Table 1's rates."""
-    specs = FIGURE2.specs(PRESETS["paper"], 1, None, METHODS)
+    specs = FIGURE2.specs(PRESETS["paper"], [0], None, METHODS)
     assert len(specs) == 40
     settings = {
         (s.epochs, s.train_images, s.batch_size, s.weight_decay, s.c, s.p_norm, s.batchnorm, s.bias)
@@ -63,6 +63,18 @@ def test_outputs_come_again_from_records_alone(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
 
 
+@pytest.mark.usefixtures("tiny")
+def test_more_seeds_leave_the_first_alone(tmp_path: Path) -> None:
+    command = ["--preset", "tiny", "--methods", "baseline", "--out", str(tmp_path)]
+    assert figure2.main(command) == 0
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    assert figure2.main([*command, "--first-seed", "3", "--seeds", "2"]) == 0
+    done = records.read_all(tmp_path / "records")
+    assert sorted(record.spec.seed for record in done) == [0, 3, 4]
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    assert first.items() < now.items()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,11 +106,18 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--seeds", "0"], ["--methods", "gn"], ["--preset", "huge"]):
+    for arguments in (
+        ["--seeds", "0"],
+        ["--first-seed", "-1"],
+        ["--methods", "gn"],
+        ["--preset", "huge"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             figure2.main(arguments)
         assert stopped.value.code == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must be at least 1" in error
+    assert "must be at least 0" in error
 
 
 def test_committed_evidence_is_what_its_records_say() -> None:

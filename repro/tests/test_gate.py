@@ -23,7 +23,7 @@ TINY = Preset("tiny", (1, 3), 3, 2, 600, "synthetic")
 def known(images: Images, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """Runs of ENorm and Baseline that take a second each."""
     folder = tmp_path_factory.mktemp("known")
-    specs = FIGURE2.specs(TINY, 3, None, ["enorm", "baseline"])
+    specs = FIGURE2.specs(TINY, range(3), None, ["enorm", "baseline"])
     return run_all(specs, images, folder, torch.device("cpu"))
 
 
