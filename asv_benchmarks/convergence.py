@@ -222,6 +222,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of timings (default: 3)")
     parser.add_argument("--out", type=Path, help="folder for convergence.md and convergence.svg")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     lines, curves = convergence_table(options.depths)
     peers = scipy_table(options.depths, options.rounds)
     text = PAGE.format(

@@ -3,8 +3,9 @@
 The working tree and a base commit (the merge base with the main branch, or on that branch the
 commit before) are each measured by a process of their own, in turn, round by round. A subject's
 time is a multiple of a memory pass in the same process at the same moment; the round's quotient of
-both versions then says how much slower this one is. Exit status: 0 as fast, 1 slower, 2 broken:
-something could not be measured.
+both versions then says how much slower this one is. A process may be slow from its start to its
+end, by where its memory and its threads came to lie, so new ones take over every few rounds. Exit
+status: 0 as fast, 1 slower, 2 broken: something could not be measured.
 
 A subject is slower when the lower 99 % confidence limit of the median quotient (an order statistic;
 Hahn and Meeker 1991, §5.2) is above ``1 + TOLERATED``. What the base cannot run is new, and no
@@ -35,6 +36,8 @@ from asv_benchmarks.worker import SUBJECTS
 ROOT = Path(__file__).parents[1]
 TOLERATED = 0.25
 CONFIDENCE = 0.99
+# How many processes of each version share the rounds: one odd pair of three moves no median much.
+PAIRS = 3
 # Fewer give no bound on the median at that confidence.
 FEWEST_ROUNDS = 7
 _BRANCHES = ("origin/main", "main")
@@ -176,21 +179,23 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
     quotients: dict[str, list[float]] = {subject: [] for subject in subjects}
     errors: dict[str, str] = {}
     missing: dict[str, str] = {}
-    with Worker(here) as mine, Worker(base) as theirs:
-        for subject in tqdm(
-            [one for one in subjects for _ in range(rounds)], unit="round", mininterval=5
-        ):
-            if subject in errors or subject in missing:
-                continue
-            found: dict[Worker, float] = {}
-            # Neither version always comes first.
-            for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
-                try:
-                    found[worker] = worker.ratio(subject)
-                except NotMeasuredError as error:
-                    failed[subject] = str(error)
-            if len(found) == 2:
-                quotients[subject].append(found[mine] / found[theirs])
+    progress = tqdm(total=rounds * len(subjects), unit="round", mininterval=5)
+    for pair in range(min(PAIRS, rounds)):
+        with Worker(here) as mine, Worker(base) as theirs:
+            for subject in [one for one in subjects for _ in range(pair, rounds, PAIRS)]:
+                progress.update()
+                if subject in errors or subject in missing:
+                    continue
+                found: dict[Worker, float] = {}
+                # Neither version always comes first.
+                for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
+                    try:
+                        found[worker] = worker.ratio(subject)
+                    except NotMeasuredError as error:
+                        failed[subject] = str(error)
+                if len(found) == 2:
+                    quotients[subject].append(found[mine] / found[theirs])
+    progress.close()
     return [
         Outcome(one, tuple(quotients[one]), errors.get(one), missing.get(one)) for one in subjects
     ]

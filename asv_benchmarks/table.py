@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write cost.md there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     peers: dict[str, Implementation] = {}
     if options.authors is not None:
         peers["authors"] = authors.load(options.authors)

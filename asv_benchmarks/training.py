@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each training (default: 300)")
     parser.add_argument("--out", type=Path, help="folder for training.md and training.svg")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     images = load(options.data)
     data = tensors(images, min(50_000, len(images.train)), torch.device("cpu"))
     runs = [
