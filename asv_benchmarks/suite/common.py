@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -83,6 +83,24 @@ def interleaved(
     calls: Mapping[str, Call], device: str, rounds: int = 30, warm_up: int = 5
 ) -> dict[str, float]:
     """Median seconds of each call, all measured in turn so that a slow moment meets them all."""
+    seconds = in_turn(calls, device, rounds, warm_up)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def excess(seconds: Mapping[str, Sequence[float]], longer: str, shorter: str) -> float:
+    """Median over the rounds of how many seconds one call takes more than another.
+
+    Of two large times that drift, the difference within a round is known far better than that of
+    their medians.
+    """
+    pairs = zip(seconds[longer], seconds[shorter], strict=True)
+    return statistics.median(more - less for more, less in pairs)
+
+
+def in_turn(
+    calls: Mapping[str, Call], device: str, rounds: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Seconds of each call, round by round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
@@ -92,7 +110,7 @@ def interleaved(
             synchronise(device)
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 class OnDevice:

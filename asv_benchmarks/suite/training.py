@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import ClassVar
 
 from .common import (
@@ -10,6 +11,8 @@ from .common import (
     METHODS,
     OnDevice,
     cycle,
+    excess,
+    in_turn,
     interleaved,
     training_step,
 )
@@ -60,9 +63,9 @@ class Ratio(OnDevice):
             method: training_step(net, device, method, batch_of(net)) for method in ("none", "bn")
         }
         calls["cycle"] = cycle(net, device)
-        seconds = interleaved(calls, device, rounds=10, warm_up=2)
-        added = seconds["bn"] - seconds["none"]
-        return seconds["cycle"] / added if added > 0 else float("nan")
+        seconds = in_turn(calls, device, rounds=30, warm_up=2)
+        added = excess(seconds, "bn", "none")
+        return statistics.median(seconds["cycle"]) / added if added > 0 else float("nan")
 
     track_step_enorm_over_bn.unit = "BN steps"  # type: ignore[attr-defined]
     track_cycle_over_bn_addition.unit = "BN additions"  # type: ignore[attr-defined]
