@@ -14,7 +14,7 @@ from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._plan import Layer, Plan
 from enorm._sharded import local, rows_of
 
-# Widest log2 d for which a moderate weight may be multiplied by one factor after the other.
+# Widest log2 d for which a tensor may be multiplied by one factor after the other.
 NARROW = 24.0
 
 
@@ -102,36 +102,57 @@ def following(
     Raises:
         TypeError: state for which there is no rule.
         ValueError: a copy that lacks a parameter, or shares its memory.
+        RuntimeError: a tensor that cannot be written here.
     """
-    return [
+    jobs = [
         # Only state and gradients have negative powers; copies are parameters themselves.
         Job(target, tensor, -power if target.name in inverse and power < 0 else power)
         for target in targets
         for tensor, power in followers.of(target.name, tensors[target.name])
     ]
+    for job in jobs:
+        if job.tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"what goes with parameter {job.target.name!r} was made in inference mode and "
+                "cannot be written outside of it: keep optimizer.step() and the making of copies "
+                "out of torch.inference_mode()"
+            )
+    return jobs
 
 
 @torch.no_grad()
-def write_(jobs: Sequence[Job], z: Sequence[Tensor], *, moderate: bool = False) -> None:
+def write_(jobs: Sequence[Job], z: Sequence[Tensor], *, quick: bool = False) -> None:
     """Multiply producers by ``2^z`` and divide consumers by it, in place.
 
     Args:
         jobs: the tensors.
         z: ``log2 d`` per group, shape ``(size,)`` float64.
-        moderate: whether no weight is above 2^100, so that one factor alone cannot take it out
-            of float32's range before the other brings it back. Entries below 2^-102 may then lose
-            digits: at most 2^-125 each.
+        quick: whether a tensor in full precision may be multiplied by one factor after the other,
+            each product rounded, where neither takes an entry out of range before the other brings
+            it back. In float32 entries below 2^-102 may then lose digits: at most 2^-125 each.
     """
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
     factors = Factors(z)
-    widest = factors.exponents.abs().amax().item() if moderate and on_cpu else math.inf
+    widest = factors.exponents.abs().amax().item() if quick and on_cpu else math.inf
     for job in jobs:
         narrow = abs(job.power) * widest <= NARROW
-        if narrow and job.tensor.dtype in (torch.float32, torch.float64):
+        narrow = narrow and job.tensor.dtype in (torch.float32, torch.float64)
+        has_both = job.target.rows is not None and job.target.columns
+        if narrow and (not has_both or has_room(local(job.tensor))):
             _scale_narrow_(job, factors)
         else:
             _scale_wide_(job, z)
+
+
+def has_room(tensor: Tensor) -> bool:
+    """Whether the widest factor of a quick step keeps every entry finite, with a 2 to spare."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    limit = torch.finfo(tensor.dtype).max / 2 ** (NARROW + 1)
+    # NaN compares false.
+    return -limit <= low.item() and high.item() <= limit
 
 
 class Factors:

@@ -83,12 +83,16 @@ class CompiledCycles:
         self._coefficients = coefficients
         # With more than one cycle a group that cannot be done would come too late.
         self._goes_on = cycles == 1 and order == "cyclic"
+        # Recorded for the strides that the parameters had.
         self._run: Callable[..., Any] | None = None
+        self._strides: list[tuple[int, ...]] = []
 
     def __call__(self) -> list[Tensor]:
         """``log2 d``, ``(size,)`` float64, of the groups up to the first that it could not do."""
         given = [one.detach() for one in self._tensors]
-        if self._run is None:
+        strides = [one.stride() for one in given]
+        if self._run is None or strides != self._strides:
+            self._strides = strides
             self._run = compiled(lambda *tensors: self._sweep(tensors), *given)
         *z, number = self._run(*given)
         if self._counter is None:
@@ -260,23 +264,26 @@ def expanded(vector: Tensor, entries: int) -> Tensor:
 
 
 _FULL = (torch.float32, torch.float64)
+# Factors of up to 2^±500, and products of two of them, are within float64's range.
+_WIDEST = 500.0
 
 
 class CompiledWrite:
     """Multiplies producers by ``2^z`` and divides consumers by it, each tensor in one pass."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[tuple[str, int, torch.dtype], ...], Callable[..., None]] = {}
+        self._made: dict[
+            tuple[tuple[str, int, torch.dtype, tuple[int, ...]], ...], Callable[..., None]
+        ] = {}
 
-    def __call__(self, jobs: Sequence[Job], z: Sequence[Tensor], *, moderate: bool = False) -> None:
-        """As :func:`enorm._apply.write_`."""
+    def __call__(self, jobs: Sequence[Job], z: Sequence[Tensor]) -> None:
+        """As a quick :func:`enorm._apply.write_`."""
+        factors = Factors(z)
         on_cpu = z[0].device.type == "cpu"
-        if on_cpu and not moderate:
-            # Factors of such scales may be out of every dtype's range, one by one.
+        widest = factors.exponents.abs().amax().item() if on_cpu else math.inf
+        if on_cpu and widest * max(abs(job.power) for job in jobs) > _WIDEST:
             write_(jobs, z)
             return
-        factors = Factors(z)
-        widest = factors.exponents.abs().amax().item() if on_cpu else math.inf
         # Of what a tensor is scaled in: its own dtype, or a wider one to be rounded once from.
         dtypes = [
             job.tensor.dtype
@@ -294,7 +301,8 @@ class CompiledWrite:
         )
         given = [job.tensor.detach() for job in jobs] + [factors.whole(*pair) for pair in pairs]
         key = tuple(
-            (job.target.name, job.power, dtype) for job, dtype in zip(jobs, dtypes, strict=True)
+            (job.target.name, job.power, dtype, job.tensor.stride())
+            for job, dtype in zip(jobs, dtypes, strict=True)
         )
         if key not in self._made:
             tasks = [

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from enorm._apply import NARROW, Target
+from enorm._apply import NARROW, Target, has_room
 from enorm._layout import along_columns, along_rows, flattened
 from enorm._masses import range_margin
 from enorm._sharded import is_sharded
@@ -49,6 +49,12 @@ class PlainCycle:
         self._all = tensors
         self._dtype = self._tensors[0].dtype
         self._biases = [tensors[name] for names in problem.biases for name in names]
+        # With one group on both sides an entry has no part in any sum, or none that shows its size.
+        self._uncounted = [
+            tensors[target.name]
+            for target in targets
+            if target.rows in {part.group for part in target.columns} - {None}
+        ]
         self._coefficients = coefficients_of(problem)
         # Where the parameters were when the views were made.
         self._places: list[tuple[int, tuple[int, ...]]] = []
@@ -76,7 +82,7 @@ class PlainCycle:
             self._groups = self._views()
             self._places = places
         found: list[Tensor] = []
-        if not self._biases_have_room():
+        if not self._uncounted_have_room():
             return found
         exponent = 0.5 / self._problem.p
         for group in self._groups:
@@ -98,22 +104,20 @@ class PlainCycle:
         z = torch.cat(found).double().log2_()
         return list(z.split([len(d) for d in found]))
 
-    def _biases_have_room(self) -> bool:
-        """Whether the widest scale keeps every bias finite, with a factor 2 to spare."""
-        if not self._biases:
-            return True
-        low, high = torch.aminmax(torch.cat([one.detach() for one in self._biases]))
-        limit = torch.finfo(self._dtype).max / 2 ** (NARROW + 1)
-        # NaN compares false.
-        return -limit <= low.item() and high.item() <= limit
+    def _uncounted_have_room(self) -> bool:
+        """Whether the widest scale keeps finite what no sum looks at."""
+        if self._biases and not has_room(torch.cat([one.detach() for one in self._biases])):
+            return False
+        return all(has_room(weight) for weight in self._uncounted)
 
+    @torch.inference_mode(False)
     def _views(self) -> list[_Group]:
         """What each group looks at and writes, in the memory of the parameters."""
         problem = self._problem
         assert self._coefficients is not None
         # What is not touched costs nothing.
         largest = max(self._all[term.weight].numel() for term in problem.terms)
-        buffer = torch.empty(largest, dtype=self._dtype)
+        buffer = torch.empty(largest, dtype=self._dtype, device=self._tensors[0].device)
         sums = [
             _Sums(term, self._all[term.weight].detach(), problem.p, buffer)
             for term in problem.terms
@@ -276,8 +280,8 @@ def range_of(dtype: torch.dtype) -> tuple[float, float]:
 def holds(dtype: torch.dtype, low: float, high: float, p: float) -> bool:
     """Whether plain arithmetic holds a group whose masses lie from ``low`` to ``high``.
 
-    Weights are then at most ``high^(1/p)`` and scales within 2^±24, so that a factor takes no
-    weight out of range before the other brings it back. NaN compares false.
+    Weights in a sum are then at most ``high^(1/p)`` and scales within 2^±24, so that a factor takes
+    none out of range before the other brings it back. NaN compares false.
     """
     least, most = range_of(dtype)
     return least < low and high < most and math.log2(high / low) <= 2 * NARROW * p

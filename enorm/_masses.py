@@ -44,7 +44,9 @@ class Workspace:
         # Too small for this weight, and so for the next of its size.
         if free:
             free.pop()
-        return torch.empty(size, dtype=dtype, device=device)
+        # What is made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=dtype, device=device)
 
     def give(self, buffer: Tensor) -> None:
         """Take ``buffer`` back for later; the giver must not use it any more."""

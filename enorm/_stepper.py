@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class ENorm:
 
     def _build(self) -> None:
         """What works on the tensors, anew for a copy of this object."""
-        self._write = CompiledWrite() if self._compile else write_
+        self._write = CompiledWrite() if self._compile else partial(write_, quick=True)
         self._fast = self._compiled_cycles() if self._compile else self._plain_cycle()
 
     def _plain_cycle(self) -> PlainCycle | None:
@@ -220,11 +221,8 @@ class ENorm:
         if done and rest:
             write_(jobs, [*(torch.zeros_like(one) for one in done), *rest])
             jobs = []
-        # Sums in float32's range, with a margin of 2^35, are p-th powers of at most 2^(93 / p).
-        within = self._precision is None if self._fast is None else not rest
-        moderate = within and self._widest <= 4 and 1 <= self._problem.p < math.inf
         if jobs or following_:
-            self._write([*jobs, *following_], z, moderate=moderate)
+            self._write([*jobs, *following_], z)
         if preconditioner is not None:
             preconditioner.advance(z)
 
