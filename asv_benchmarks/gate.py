@@ -49,6 +49,10 @@ class NotMeasuredError(Exception):
     """Nothing can be said about speed; the message says why."""
 
 
+class UnableError(NotMeasuredError):
+    """A version answered that it cannot run a subject."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One subject: quotients of this version and the base, round by round.
@@ -78,9 +82,11 @@ class Outcome:
     @property
     def verdict(self) -> Verdict:
         """What the exit status is made of."""
-        if self.error is None and self.missing is not None:
+        # What the base could run before is not new.
+        if self.error is None and self.missing is not None and not self.quotients:
             return "new"
-        if self.error is not None or len(self.quotients) < FEWEST_ROUNDS:
+        failed = self.error is not None or self.missing is not None
+        if failed or len(self.quotients) < FEWEST_ROUNDS:
             return "broken"
         return "slower" if self.at_least > 1 + TOLERATED else "as fast"
 
@@ -136,7 +142,8 @@ class Worker:
         """Its time as a multiple of a memory pass.
 
         Raises:
-            NotMeasuredError: it could not be measured.
+            UnableError: this version cannot run it.
+            NotMeasuredError: the process ended.
         """
         assert self._process.stdin is not None
         try:
@@ -146,7 +153,7 @@ class Worker:
             raise NotMeasuredError("the measuring process ended") from None
         answer = self._answer()
         if "error" in answer:
-            raise NotMeasuredError(str(answer["error"]))
+            raise UnableError(str(answer["error"]))
         ratio = float(str(answer["ratio"]))
         if not ratio > 0:
             raise NotMeasuredError(f"a ratio of {ratio} was measured")
@@ -174,6 +181,9 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
         base: the same with the base's ``enorm/``.
         subjects: keys of :data:`asv_benchmarks.worker.SUBJECTS`.
         rounds: quotients per subject.
+
+    Raises:
+        NotMeasuredError: a process ended before its time.
     """
     order = random.Random(0)
     quotients: dict[str, list[float]] = {subject: [] for subject in subjects}
@@ -191,7 +201,7 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
                 for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
                     try:
                         found[worker] = worker.ratio(subject)
-                    except NotMeasuredError as error:
+                    except UnableError as error:
                         failed[subject] = str(error)
                 if len(found) == 2:
                     quotients[subject].append(found[mine] / found[theirs])

@@ -170,11 +170,17 @@ def _comparison(claim: Claim, runs: Runs) -> _Comparison | None:
 
 
 def _dip(claim: Claim, runs: Runs) -> Estimate | None:
-    """How far accuracy at one depth lies below the mean of others; positive where it does."""
+    """How far accuracy at one depth lies below the mean of others; positive where it does.
+
+    Of the seeds that all these depths have; the spread is that of a single run of the series.
+    """
     series, depth = claim.options["series"], claim.options["depth"]
     own = _of(runs.finished, series)
-    there = own[own["depth"] == depth]["accuracy"].dropna()
-    before = own[own["depth"].isin(claim.options["before"])].dropna(subset="accuracy")
+    part = own[own["depth"].isin([depth, *claim.options["before"]])].dropna(subset="accuracy")
+    seeds = [set(one) for _, one in part.groupby("depth")["seed"]]
+    part = part[part["seed"].isin(set.intersection(*seeds) if seeds else set())]
+    there = part[part["depth"] == depth]["accuracy"]
+    before = part[part["depth"] != depth]
     if there.empty or before.empty:
         return None
     means = before.groupby("depth")["accuracy"].agg(["mean", "count"])

@@ -35,7 +35,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
     preset = PRESETS[options.preset]
     if options.epochs is not None:
         preset = replace(preset, epochs=options.epochs)
-    source = options.data or preset.data
+    source = preset.data if options.data is None else options.data
     out: Path = options.out or Path("results") / preset.name
     ids = options.methods or [series.id for series in experiment.series]
     given = list(arguments if arguments is not None else sys.argv[1:])

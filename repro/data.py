@@ -132,6 +132,19 @@ def channel_statistics(pixels: NDArray[np.uint8]) -> tuple[list[float], list[flo
     return means, [variance**0.5 for variance in variances]
 
 
+def require(images: Images, train_images: int) -> None:
+    """See that there are so many training images.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if train_images > len(images.train):
+        raise DataError(
+            f"{train_images} training images are asked for, but there are {len(images.train)}: "
+            "use --preset quick or images of full size"
+        )
+
+
 def tensors(
     images: Images,
     train_images: int,
@@ -143,11 +156,7 @@ def tensors(
     Raises:
         DataError: there are fewer.
     """
-    if train_images > len(images.train):
-        raise DataError(
-            f"{train_images} training images are asked for, but there are {len(images.train)}: "
-            "use --preset quick or images of full size"
-        )
+    require(images, train_images)
     # Folders come sorted by class, so a part of them has to be drawn, not cut.
     chosen = np.random.default_rng(0).permutation(len(images.train))[:train_images]
     by = {

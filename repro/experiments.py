@@ -86,9 +86,14 @@ class Experiment:
             for series in chosen
             if depths is not None or depth in series.depths
         ]
+        # A part of the images that is larger than all of a preset's is none.
+        found = [spec for spec in found if spec.train_images <= preset.train_images]
         if not found:
-            raise ValueError(f"{', '.join(ids)} has no runs at these depths: give --depths")
-        return found
+            raise ValueError(
+                f"{', '.join(ids)} has no runs in preset {preset.name} at these depths: give "
+                "--depths, or --preset paper"
+            )
+        return list(dict.fromkeys(found))
 
 
 _LABELS = {"baseline": "Baseline", "bn": "BN", "enorm": "ENorm", "enorm+bn": "ENorm + BN"}

@@ -135,6 +135,8 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
         title: on top.
     """
     depths = sorted({record.spec.depth for record in records if record.result.curve})
+    # Where no run ends an epoch, empty panels say so.
+    depths = depths or sorted({record.spec.depth for record in records})
     columns = min(len(depths), 5)
     lines = -(-len(depths) // columns)
     figure = Figure(figsize=(max(9.0, 2.6 * columns), 3.4 * lines), layout="constrained")

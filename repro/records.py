@@ -141,19 +141,19 @@ def read(path: Path) -> Record:
 
 
 def read_all(folder: Path) -> Iterator[Record]:
-    """The records of a folder, by file name; of one run with several numerics the newest.
+    """The records of a folder, by file name, each run once: that of its newest numerics.
 
     Raises:
         ValueError: a file there is no whole run record; the message names it.
     """
     found = [read(path) for path in sorted(folder.glob("*.json"))]
-    newest: dict[tuple[RunSpec, str], int] = {}
+    newest: dict[tuple[RunSpec, str], Record] = {}
     for record in found:
         run = record.spec, record.data["hash"]
-        newest[run] = max(newest.get(run, 0), record.numerics_version)
-    for record in found:
-        if record.numerics_version == newest[record.spec, record.data["hash"]]:
-            yield record
+        # A copied file is no further run.
+        if run not in newest or record.numerics_version > newest[run].numerics_version:
+            newest[run] = record
+    yield from newest.values()
 
 
 def _processor() -> str:

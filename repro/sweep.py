@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from repro import records
 from repro.cluster import run_on_cluster
-from repro.data import Images, Tensors, tensors
+from repro.data import Images, Tensors, require, tensors
 from repro.records import Record
 from repro.spec import RunSpec, Statistics
 from repro.train import Epoch, shape, train_together
@@ -40,12 +40,21 @@ def run_all(
         executor: ``local`` runs them one after the other, ``ray`` on a Ray cluster.
 
     Raises:
-        ValueError: a file in ``folder`` is no whole run record, or Ray is not installed.
+        DataError: there are too few images.
+        ValueError: a file in ``folder`` is no whole run record or one of other images, or Ray is
+            not installed.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data_hash = images.hash
     known = {record.key: record for record in records.read_all(folder)}
+    forms = {one.data["form"] for one in known.values() if one.data["hash"] != data_hash}
+    if forms:
+        raise ValueError(
+            f"{folder} holds runs on other images ({', '.join(sorted(forms))}), which cannot be "
+            "compared: use another --out"
+        )
+    require(images, max(spec.train_images for spec in specs))
     keys = [spec.key(data_hash) for spec in specs]
     missing = {key: spec for key, spec in zip(keys, specs, strict=True) if key not in known}
     if not missing:

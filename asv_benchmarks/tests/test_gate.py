@@ -74,6 +74,21 @@ def test_what_one_version_lacks(tmp_path: Path) -> None:
     assert outcome.verdict == "new"
 
 
+@pytest.mark.parametrize("dies", ["here", "base"])
+def test_a_process_that_ends_is_broken(tmp_path: Path, dies: str) -> None:
+    """Whichever: a base that cannot answer is not one that lacks a subject."""
+    folders = {name: lay_out(tmp_path / name, None) for name in ("here", "base")}
+    with (folders[dies] / "enorm" / "__init__.py").open("a") as file:
+        file.write("\nimport os\ndef balance_(*_, **__): os._exit(1)\n")
+    with pytest.raises(NotMeasuredError, match="ended"):
+        compare(folders["here"], folders["base"], [QUICK], 2)
+
+
+def test_what_the_base_could_run_once_is_not_new() -> None:
+    assert Outcome("x", (), missing="no such subject").verdict == "new"
+    assert Outcome("x", quotients(1, 0), missing="out of memory").verdict == "broken"
+
+
 def test_a_version_that_does_not_import_is_broken(tmp_path: Path) -> None:
     here = lay_out(tmp_path / "here", None)
     (here / "enorm" / "__init__.py").write_text("raise ImportError('planted')\n")

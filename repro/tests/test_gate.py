@@ -73,6 +73,37 @@ def test_divergence_where_there_was_none_is_found(known: list[Record]) -> None:
     assert "diverged" in wrong[0]
 
 
+def spoiled(record: Record) -> Record:
+    lost = replace(record.result, outcome="diverged", accuracy=None, diverged_at=(0, 3))
+    return replace(record, result=lost, environment={**record.environment, "torch": "9.9"})
+
+
+def test_a_part_of_a_cell_with_both_outcomes_passes(known: list[Record]) -> None:
+    """And its finite runs are compared all the same, with another cell's spread if need be."""
+    mixed = [spoiled(known[0]), *known[1:]]
+    assert gate.compare(mixed, mixed) == (4, [])
+    assert gate.compare(mixed[:1], mixed) == (1, [])
+    same = [one for one in mixed if one.spec == replace(known[0].spec, seed=1)]
+    assert gate.compare(same, mixed) == (1, [])
+    _, wrong = gate.compare([moved(same[0], -60.0, torch="9.9")], mixed)
+    assert len(wrong) == 1
+
+
+def test_short_runs_are_held_against_short_ones(known: list[Record]) -> None:
+    short = [replace(one, spec=replace(one.spec, epochs=1), key=f"{one.key}1") for one in known]
+    worse = [moved(one, -60.0) for one in short]
+    assert gate.compare(worse, [*known, *worse]) == (4, [])
+    assert gate.compare(worse, known) == (0, [])
+    cells, wrong = gate.compare([moved(one, 60.0, torch="9.9") for one in worse], [*known, *worse])
+    assert (cells, len(wrong)) == (4, 4)
+
+
+def test_a_cell_of_which_nothing_can_be_said_is_not_counted(known: list[Record]) -> None:
+    """One committed run has no spread."""
+    far = moved(known[0], -60.0, torch="9.9")
+    assert gate.compare([far], known[:1]) == (0, [])
+
+
 @pytest.fixture
 def committed(
     known: list[Record], images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +125,15 @@ COMMAND = ["--preset", "tiny", "--methods", "enorm", "baseline", "--seeds", "2",
 def test_an_unchanged_project_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 0
     assert "4 cells and" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("committed")
+def test_other_seeds_are_compared_by_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--preset", "tiny", "--methods", "baseline", "--first-seed", "7", "--gate"]
+    assert figure2.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "2 cells and 0 verdicts as committed" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("committed")

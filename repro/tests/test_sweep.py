@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from repro import records
-from repro.data import Images, synthetic
+from repro.data import DataError, Images, synthetic
 from repro.spec import RunSpec
 from repro.sweep import run_all
 
@@ -51,9 +51,29 @@ def test_a_finished_run_is_never_repeated(spec: RunSpec, images: Images, tmp_pat
 
 
 def test_other_images_are_other_runs(spec: RunSpec, images: Images, tmp_path: Path) -> None:
-    run_all([spec], images, tmp_path, CPU)
-    run_all([spec], synthetic(train=600, test=200, seed=1), tmp_path, CPU)
-    assert len(list(tmp_path.glob("*.json"))) == 2
+    """In a folder of their own, which is said before anything is trained."""
+    (first,) = run_all([spec], images, tmp_path, CPU)
+    others = synthetic(train=600, test=200, seed=1)
+    with pytest.raises(ValueError, match=r"holds runs on other images .*: use another --out"):
+        run_all([spec], others, tmp_path, CPU)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    (other,) = run_all([spec], others, tmp_path / "other", CPU)
+    assert first.key != other.key
+
+
+def test_too_few_images_are_noticed_before_any_run(
+    spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="601 training images are asked for"):
+        run_all([spec, replace(spec, train_images=601)], images, tmp_path, CPU)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_copied_record_is_no_further_run(spec: RunSpec, images: Images, tmp_path: Path) -> None:
+    (record,) = run_all([spec], images, tmp_path, CPU)
+    file = tmp_path / record.file_name
+    (tmp_path / f"{file.stem} (1).json").write_bytes(file.read_bytes())
+    assert list(records.read_all(tmp_path)) == [record]
 
 
 def test_keys_change_with_every_field(spec: RunSpec) -> None:
