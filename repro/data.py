@@ -6,9 +6,11 @@ project draws itself. None ever stands in for another silently.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,6 +249,7 @@ def _folder(path: Path) -> Images:
 
     parts = []
     suffixes: set[str] = set()
+    classes: list[list[str]] = []
     for name in ("train", "test"):
         if not (path / name).is_dir():
             raise DataError(
@@ -261,6 +264,10 @@ def _folder(path: Path) -> Images:
             raise DataError(
                 f"--data {path}: {name}/ has {len(folder.classes)} class folders, not {CLASSES}"
             )
+        classes.append(folder.classes)
+        if classes[0] != classes[-1]:
+            # Labels are places in the sorted names.
+            raise DataError(f"--data {path}: train/ and test/ have class folders of other names")
         suffixes |= {Path(file).suffix.lower().lstrip(".") for file, _ in folder.samples}
         parts.append(_decode(folder.samples, name, path))
     kind = " and ".join(sorted({_KINDS.get(suffix, suffix.upper()) for suffix in suffixes}))
@@ -275,27 +282,31 @@ def _folder(path: Path) -> Images:
 def _decode(
     samples: list[tuple[str, int]], name: str, root: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels and labels of an image folder; a copy is kept, keyed by names, sizes and times."""
-    digest = hashlib.sha256()
+    """Pixels and labels of an image folder; a copy is kept, keyed by place, sizes and times."""
+    digest = hashlib.sha256(f"{root.resolve()}\n".encode())
     for file, label in samples:
         stat = os.stat(file)
         relative = Path(file).relative_to(root)
         digest.update(f"{relative}|{label}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     cached = _cache_folder() / f"{digest.hexdigest()[:24]}.npz"
-    if cached.exists():
-        with np.load(cached) as arrays:
-            return arrays["pixels"], arrays["labels"]
-    from PIL import Image
+    # A copy that cannot be read is made again.
+    unreadable = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*unreadable), cached.open("rb") as kept, np.load(kept) as arrays:
+        return arrays["pixels"], arrays["labels"]
+    from PIL import Image, UnidentifiedImageError
 
     pixels = np.empty((len(samples), 3, 32, 32), np.uint8)
     labels = np.array([label for _, label in samples], np.int64)
-    for index, (file, _) in enumerate(tqdm(samples, desc=f"decoding {name}/", unit="image")):
-        with Image.open(file) as image:
-            if image.size != (32, 32):
-                raise DataError(
-                    f"{file} is {image.size[0]}×{image.size[1]} pixels instead of 32×32"
-                )
-            pixels[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    for index, (path, _) in enumerate(tqdm(samples, desc=f"decoding {name}/", unit="image")):
+        try:
+            with Image.open(path) as image:
+                if image.size != (32, 32):
+                    raise DataError(
+                        f"{path} is {image.size[0]}×{image.size[1]} pixels instead of 32×32"
+                    )
+                pixels[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except (UnidentifiedImageError, SyntaxError) as error:
+            raise DataError(f"{path} cannot be read as an image") from error
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as part:
         np.savez(part, pixels=pixels, labels=labels)

@@ -128,7 +128,7 @@ def read(path: Path) -> Record:
         result["scales"] = tuple(
             ScalePoint(point["step"], tuple(point["log2_a"])) for point in result.get("scales", ())
         )
-        return Record(
+        record = Record(
             content["key"],
             RunSpec(**content["spec"]),
             RunResult(**result),
@@ -136,6 +136,9 @@ def read(path: Path) -> Record:
             content["environment"],
             content["numerics_version"],
         )
+        if record.key != record.spec.key(record.data["hash"], record.numerics_version):
+            raise ValueError("its key is not that of its spec, numerics and images")
+        return record
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is no whole run record: {error}") from error
 

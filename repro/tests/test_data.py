@@ -54,6 +54,23 @@ def test_folders_that_do_not_hold_the_images(folder: Path) -> None:
     (folder / "test" / "dog").rmdir()
     with pytest.raises(DataError, match="test/ has 9 class folders, not 10"):
         data.load(str(folder))
+    (folder / "test" / "dogs").mkdir()
+    (folder / "test" / "dogs" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="have class folders of other names"):
+        data.load(str(folder))
+    (folder / "test" / "dogs").rename(folder / "test" / "dog")
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        data.load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"])
+def test_a_kept_copy_that_cannot_be_read_is_made_again(folder: Path, content: bytes) -> None:
+    first = data.load(str(folder))
+    copies = list((folder / "cache").rglob("*.npz"))
+    assert copies
+    for copy in copies:
+        copy.write_bytes(content)
+    assert data.load(str(folder)).hash == first.hash
 
 
 def test_normalisation_is_the_reports(images: Images) -> None:

@@ -104,6 +104,7 @@ def test_a_depth_given_twice_is_run_once() -> None:
         (["--depths", "2"], "depth 2 has no learning rate in the report: use odd depths"),
         (["--data", "no-such-folder"], "no-such-folder has no folder train/"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
         (["--data", "synthetic"], "50000 training images are asked for, but there are 10000"),
     ],
 )

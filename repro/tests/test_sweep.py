@@ -74,6 +74,9 @@ def test_a_copied_record_is_no_further_run(spec: RunSpec, images: Images, tmp_pa
     file = tmp_path / record.file_name
     (tmp_path / f"{file.stem} (1).json").write_bytes(file.read_bytes())
     assert list(records.read_all(tmp_path)) == [record]
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 5'))
+    with pytest.raises(ValueError, match="its key is not that of its spec"):
+        list(records.read_all(tmp_path))
 
 
 def test_keys_change_with_every_field(spec: RunSpec) -> None:
