@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -87,11 +87,11 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument(
-        "--seeds", type=_positive, metavar="N", help="how many seeds, from 0 or --first-seed on"
+        "--seeds", type=_at_least(1), metavar="N", help="how many seeds, from 0 or --first-seed on"
     )
     parser.add_argument(
         "--first-seed",
-        type=_natural,
+        type=_at_least(0),
         default=0,
         metavar="K",
         help="where --seeds starts: to add seeds, or share them among machines (default: 0)",
@@ -111,10 +111,15 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         help=f"all series of a method ({', '.join(METHODS)}) or single ones ({', '.join(ids)})",
     )
     parser.add_argument(
-        "--epochs", type=_positive, metavar="E", help="instead of the preset's; 1 shows divergence"
+        "--epochs",
+        type=_at_least(1),
+        metavar="E",
+        help="instead of the preset's; 1 shows divergence",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--threads", type=_at_least(1), help="CPU threads (default: torch's choice)"
+    )
     parser.add_argument(
         "--executor",
         choices=get_args(Executor),
@@ -130,18 +135,14 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
 
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
+    return number
 
 
 def _device(name: str) -> torch.device:

@@ -167,6 +167,10 @@ def test_dip_and_what_one_run_may_give() -> None:
     low = {"enorm+bn": lambda depth: 53.66 if depth == 19 else 55.5}
     assert decide("enorm+bn-low-at-19", made(low)).verdict == "reproduced"
     assert decide("variance-explains-19", made(low)).verdict == "reproduced"
+    # Seeds of other runs say nothing about those at this depth.
+    apart = made(low)
+    apart.table["seed"] += 9 * (apart.table["depth"] == 19)
+    assert decide("enorm+bn-low-at-19", apart).verdict == "not run"
     even = {"enorm+bn": flat(55.5)}
     assert decide("enorm+bn-low-at-19", made(even)).verdict == "inconclusive"
     assert decide("variance-explains-19", made(even)).verdict == "not reproduced"
