@@ -83,7 +83,9 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     name = experiment.name
     ids = [series.id for series in experiment.series]
     parser = argparse.ArgumentParser(
-        prog=f"python -m repro.{name}", description=f"{experiment.title} of the report, run again."
+        prog=f"python -m repro.{name}",
+        description=f"{experiment.title} of the report, run again.",
+        allow_abbrev=False,
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument(
@@ -159,9 +161,16 @@ def _device(name: str) -> torch.device:
 
 def _shown(given: Sequence[str], source: str) -> str:
     """The command line without the machine's own paths."""
-    parts = ["PATH" if value == source and Path(value).is_dir() else value for value in given]
-    if "--out" in parts:
-        parts[parts.index("--out") + 1] = "DIR"
+    places = {"--out": "DIR"}
+    if Path(source).is_dir():
+        places["--data"] = "PATH"
+    parts = list(given)
+    for index, part in enumerate(given):
+        option, equals, _ = part.partition("=")
+        if equals and option in places:
+            parts[index] = option + equals + places[option]
+        elif index > 0 and given[index - 1] in places:
+            parts[index] = places[given[index - 1]]
     return " ".join(parts)
 
 

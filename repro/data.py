@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from repro.files import write_atomically
 from repro.spec import Statistics
 
 CLASSES = 10
@@ -93,7 +94,11 @@ def load(source: str) -> Images:
         return synthetic()
     if source == "cifar10":
         return _cifar10()
-    return _folder(Path(source))
+    try:
+        return _folder(Path(source))
+    except OSError as error:
+        where = error.filename or source
+        raise DataError(f"--data {source}: {where}: {error.strerror or error}") from error
 
 
 def normalise(
@@ -293,7 +298,7 @@ def _decode(
     unreadable = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*unreadable), cached.open("rb") as kept, np.load(kept) as arrays:
         return arrays["pixels"], arrays["labels"]
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     pixels = np.empty((len(samples), 3, 32, 32), np.uint8)
     labels = np.array([label for _, label in samples], np.int64)
@@ -305,10 +310,15 @@ def _decode(
                         f"{path} is {image.size[0]}×{image.size[1]} pixels instead of 32×32"
                     )
                 pixels[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        except (UnidentifiedImageError, SyntaxError) as error:
-            raise DataError(f"{path} cannot be read as an image") from error
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as part:
-        np.savez(part, pixels=pixels, labels=labels)
-    os.replace(part.name, cached)
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{path} cannot be read as an image ({error})") from error
+    try:
+        content = io.BytesIO()
+        np.savez(content, pixels=pixels, labels=labels)
+        write_atomically(cached, content.getvalue())
+    except OSError as error:
+        raise DataError(
+            f"decoded images cannot be kept in {cached.parent} ({error.strerror or error}): set "
+            "XDG_CACHE_HOME to a folder with room"
+        ) from error
     return pixels, labels

@@ -197,7 +197,8 @@ def series_of(spec: RunSpec, train_images: int) -> Series | None:
     """
     if spec.depth not in PAPER_DEPTHS:
         return None
-    for series in SERIES.values():
+    # Those with a number of their own first: alone in a folder, theirs is the usual one too.
+    for series in sorted(SERIES.values(), key=lambda one: "train_images" not in one.changed):
         if spec == series.spec(spec.depth, spec.seed, spec.epochs, train_images):
             return series
     return None

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from repro.experiments import Experiment, Series, series_of
-from repro.records import Record, write_atomically
+from repro.files import write_atomically
+from repro.records import Record
 from repro.spec import Method
 from repro.statistics import band, pooled
 from repro.table import Runs, published

@@ -15,7 +15,8 @@ from repro import claims, figure, records, table
 from repro.cause import cause_figure
 from repro.claims import Finding
 from repro.experiments import EXPERIMENTS, SERIES, Experiment, series_of
-from repro.records import Record, write_atomically
+from repro.files import write_atomically
+from repro.records import Record
 from repro.table import Runs, describe, summary
 
 # What BatchNorm costs, as `python -m asv_benchmarks.table --json` writes it.
@@ -79,8 +80,14 @@ def read(folder: Path) -> Report:
             sections.append(Section(experiment, heading, summary(experiment, runs), own))
     cost: Mapping[int, float] = {}
     if (folder / COST).exists():
-        shares = json.loads((folder / COST).read_text())["bn_percent_of_step"]
-        cost = {int(depth): float(share) for depth, share in shares.items()}
+        try:
+            shares = json.loads((folder / COST).read_text())["bn_percent_of_step"]
+            cost = {int(depth): float(share) for depth, share in shares.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / COST} is not what `python -m asv_benchmarks.table --json` writes: "
+                "write it again, or remove it"
+            ) from error
     findings = claims.decide(runs, claims.load(), cost) if runs.comparable else []
     title = _heading("Equi-normalization, run again", found, runs)
     return Report(title, runs, tuple(found), tuple(sections), tuple(findings))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ import torch
 
 import enorm
 from repro.data import Images
+from repro.files import write_atomically
 from repro.spec import RunSpec
 from repro.train import Epoch, RunResult, ScalePoint
 
@@ -93,22 +92,6 @@ def write(folder: Path, record: Record) -> Path:
     target = folder / record.file_name
     write_atomically(target, (json.dumps(content, indent=1) + "\n").encode())
     return target
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Replace ``target`` by ``content`` in one step; a crash leaves the old file or the new one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(content)
-            part.flush()
-            os.fsync(part.fileno())
-            os.chmod(part.name, 0o644)
-            os.replace(part.name, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part.name)
-            raise
 
 
 def read(path: Path) -> Record:

@@ -61,6 +61,22 @@ def test_folders_that_do_not_hold_the_images(folder: Path) -> None:
     (folder / "test" / "dogs").rename(folder / "test" / "dog")
     with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
         data.load(str(folder))
+    whole = (folder / "test" / "cat" / "0.png").read_bytes()
+    (folder / "test" / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        data.load(str(folder))
+    (folder / "test" / "dog" / "0.png").unlink()
+    (folder / "test" / "dog" / "0.png").symlink_to(folder / "gone.png")
+    with pytest.raises(DataError, match=r"0\.png: No such file or directory"):
+        data.load(str(folder))
+
+
+def test_no_room_for_decoded_images_is_told_with_the_way_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cache").write_text("a file where a folder has to be")
+    with pytest.raises(DataError, match=r"decoded images cannot be kept.*set XDG_CACHE_HOME"):
+        data.load(str(folder))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"])

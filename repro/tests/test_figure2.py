@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from repro import figure2, page, records, report, table
-from repro.experiments import CONSIDERATIONS, FIGURE2
+from repro.experiments import CONSIDERATIONS, FIGURE2, SERIES, series_of
 from repro.spec import METHODS, PRESETS, Preset, learning_rates
 from repro.train import RunResult
 
@@ -51,6 +51,9 @@ def test_every_output_says_that_its_images_are_synthetic(
     rows = pd.read_csv(tmp_path / "figure2.csv")
     assert rows["series"].tolist() == ["baseline", "enorm"]
     assert "report" not in rows.columns
+    assert "--out DIR" in (tmp_path / "report.html").read_text()
+    assert figure2.main([*command[:-2], f"--out={tmp_path}"]) == 0
+    assert "--out=DIR" in (tmp_path / "report.html").read_text()
     assert str(tmp_path) not in (tmp_path / "report.html").read_text()
 
 
@@ -94,6 +97,14 @@ def test_a_part_larger_than_a_presets_images_is_left_out() -> None:
         assert {spec.train_images for spec in specs} == sizes
 
 
+def test_a_part_of_the_images_is_known_for_one_when_it_is_alone() -> None:
+    """Then its number is the largest in the folder."""
+    for series in (SERIES["bn-40960-images"], SERIES["bn"]):
+        spec = series.spec(depth=9, seed=0, epochs=60, train_images=50_000)
+        assert series_of(spec, train_images=spec.train_images) == series
+        assert series_of(spec, train_images=50_000) == series
+
+
 def test_a_depth_given_twice_is_run_once() -> None:
     assert len(FIGURE2.specs(PRESETS["quick"], [0], [1, 1], ["bn"])) == 1
 
@@ -127,6 +138,18 @@ def test_a_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     assert figure2.main(["--preset", "tiny", "--out", str(tmp_path / "file")]) == 2
     assert "use another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"bn_percent_of_step": {"nine": 6}}'])
+def test_costs_that_are_none(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (EVIDENCE / "records").glob("baseline-d01-s0-*.json"):
+        (tmp_path / "records").mkdir(exist_ok=True)
+        (tmp_path / "records" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / page.COST).write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    assert "cost.json is not what" in capsys.readouterr().err
 
 
 def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
