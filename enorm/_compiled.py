@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from enorm._apply import NARROW, Factors, Job, Target, write_
 from enorm._cycle import coefficients_of, range_of, weighted
 from enorm._layout import along_columns, along_rows, flattened
 from enorm._solve import Order, Problem, Term
+
+# As many streams of memory as processors foresee.
+_ROWS_AT_ONCE = 16
 
 
 def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
@@ -94,16 +97,18 @@ class CompiledCycles:
         if self._run is None or strides != self._strides:
             self._strides = strides
             self._run = compiled(lambda *tensors: self._sweep(tensors), *given)
-        *z, number = self._run(*given)
+        # What follows was returned for the compiler's sake.
+        number, *z = self._run(*given)[: 1 + len(self._problem.producers)]
         if self._counter is None:
             return list(z[: int(number)])
         self._counter += number
         return list(z)
 
     def _sweep(self, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Writes the scales; returns their logarithms, and how many groups were done.
+        """Writes the scales; returns how many groups were done, and the logarithms.
 
-        Without checks the number is that of units that are not finite.
+        Without checks the number is that of units that are not finite. All inverse scales are
+        returned too: so the compiler keeps them, and does not divide anew for every weight.
         """
         problem = self._problem
         tensors = dict(zip((target.name for target in self._targets), given, strict=True))
@@ -111,9 +116,10 @@ class CompiledCycles:
             _Weight(term, tensors[term.weight], problem.p, self._dtype) for term in problem.terms
         ]
         biases = [[tensors[name] for name in names] for names in problem.biases]
-        scales: list[Tensor | None] = [None] * len(problem.producers)
+        scales: list[_Scale | None] = [None] * len(problem.producers)
         ok = self._biases_have_room([bias for of_group in biases for bias in of_group], given[0])
         done: list[Tensor] = []
+        inverses: list[Tensor] = []
         bad = given[0].new_zeros((), dtype=torch.int64)
         for _ in range(self._cycles):
             seen = list(scales) if self._jacobi else scales
@@ -137,29 +143,34 @@ class CompiledCycles:
                     done.append(ok)
                     if self._goes_on:
                         d = torch.where(ok, d, 1.0)
-                    d = d if current is None else current * d
+                    d = d if current is None else current.multiply * d
                 else:
                     finite = torch.maximum(p_mass, q_mass) < math.inf
                     bad = bad + (~finite).sum()
                     alive = finite & (torch.minimum(p_mass, q_mass) > 0)
                     d = torch.where(alive, d, 1.0)
-                    d = d if current is None else current * d
+                    d = d if current is None else current.multiply * d
                     if biases[group]:
                         d = torch.minimum(d, self._cap(biases[group]))
-                scales[group] = d
+                inverses.append(d.reciprocal())
+                scales[group] = _Scale(d, inverses[-1])
                 if self._goes_on:
                     self._write(tensors, scales, group)
         found = [scale for scale in scales if scale is not None]
         number = torch.stack(done).sum() if self._counter is None else bad
         if not self._goes_on:
             if self._counter is None:
-                together = torch.cat(found)
+                together = torch.cat([scale.multiply for scale in found])
                 ok = ok & (together.amin() >= 2**-NARROW) & (together.amax() <= 2**NARROW)
-                found = [torch.where(ok, scale, 1.0) for scale in found]
+                found = [
+                    _Scale(torch.where(ok, one.multiply, 1.0), torch.where(ok, one.divide, 1.0))
+                    for one in found
+                ]
+                inverses += [scale.divide for scale in found]
                 number = ok * len(found)
             for group in range(len(found)):
                 self._write(tensors, found, group)
-        return *(scale.double().log2() for scale in found), number
+        return number, *(scale.multiply.double().log2() for scale in found), *inverses
 
     def _biases_have_room(self, biases: Sequence[Tensor], like: Tensor) -> Tensor:
         """Whether the widest scale keeps every bias finite, with a factor 2 to spare."""
@@ -180,14 +191,21 @@ class CompiledCycles:
         return torch.stack(caps).amin(0)
 
     def _write(
-        self, tensors: Mapping[str, Tensor], scales: Sequence[Tensor | None], group: int
+        self, tensors: Mapping[str, Tensor], scales: Sequence[_Scale | None], group: int
     ) -> None:
         """Scale the parameters of which ``group`` is the last."""
         known = [scale for scale in scales if scale is not None]
+        multiply, divide = ([*part] for part in zip(*known, strict=True))
         for target in self._targets:
             if group == target.last_group:
-                inverses = [scale.reciprocal() for scale in known]
-                scale_(target, tensors[target.name], known, inverses)
+                scale_(target, tensors[target.name], multiply, divide)
+
+
+class _Scale(NamedTuple):
+    """``d`` of a group, and ``1 / d``."""
+
+    multiply: Tensor
+    divide: Tensor
 
 
 class _Weight:
@@ -201,22 +219,20 @@ class _Weight:
         self._axis = 2 if self._groups > 1 else 1
         self._kernel = tuple(range(self._axis + 1, view.dim()))
 
-    def row_sums(self, scales: Sequence[Tensor | None]) -> Tensor:
+    def row_sums(self, scales: Sequence[_Scale | None]) -> Tensor:
         """``Σ_j M[i, j]``, shape ``(out,)``, of the weight as ``scales`` make it."""
         powers = self._powers(scales)
         if powers.dim() == 1:
             return powers
         return powers.sum((self._axis, *self._kernel)).flatten()
 
-    def column_sums(self, scales: Sequence[Tensor | None]) -> Tensor:
+    def column_sums(self, scales: Sequence[_Scale | None]) -> Tensor:
         """``Σ_i M[i, j]``, shape ``(units,)``, of the weight as ``scales`` make it."""
         powers = self._powers(scales)
         if powers.dim() == 1:
             return powers
         if powers.dim() == 2 and powers.device.type == "cpu":
-            # Each thread has the rows that it also has when it sums along them.
-            parts = math.gcd(len(powers), torch.get_num_threads())
-            sums: Tensor = powers.unflatten(0, (parts, -1)).sum(1).sum(0)
+            sums: Tensor = powers.unflatten(0, (-1, rows_at_once(len(powers)))).sum(1).sum(0)
         else:
             sums = powers.sum((self._axis - 1, *self._kernel)).flatten()
         together = self._entries * self._term.block
@@ -226,12 +242,12 @@ class _Weight:
         total: Tensor = torch.mv(sums.view(-1, together), sums.new_ones(together))
         return total
 
-    def _powers(self, scales: Sequence[Tensor | None]) -> Tensor:
+    def _powers(self, scales: Sequence[_Scale | None]) -> Tensor:
         term, scaled = self._term, self._view
         if term.rows is not None and (of_rows := scales[term.rows]) is not None:
-            scaled = scaled * along_rows(of_rows, scaled, self._groups)
+            scaled = scaled * along_rows(of_rows.multiply, scaled, self._groups)
         if term.columns is not None and (of_columns := scales[term.columns]) is not None:
-            inverse = expanded(of_columns.reciprocal(), term.block * self._entries)
+            inverse = expanded(of_columns.divide, term.block * self._entries)
             scaled = scaled * along_columns(inverse, scaled, self._groups)
         p = self._p
         powers = scaled.square() if p == 2 else scaled.abs() if p == 1 else scaled.abs().pow(p)
@@ -250,6 +266,16 @@ def _held(p_mass: Tensor, q_mass: Tensor, p: float) -> Tensor:
     low, high = masses.amin(), masses.amax()
     least, most = range_of(masses.dtype)
     return (low > least) & (high < most) & (torch.log2(high / low) <= 2 * NARROW * p)
+
+
+def rows_at_once(rows: int) -> int:
+    """How many rows of a matrix a thread of a CPU sums at once, a divisor of them.
+
+    Generated code goes through them column by column: so few that memory is read along each of
+    them, and in such parts that each thread has the rows that it also has when it sums along them.
+    """
+    own = rows // math.gcd(rows, torch.get_num_threads())
+    return max(n for n in range(1, _ROWS_AT_ONCE + 1) if own % n == 0)
 
 
 def expanded(vector: Tensor, entries: int) -> Tensor:
