@@ -22,7 +22,7 @@ from enorm._layout import along_columns, along_rows, flattened
 from enorm._solve import Order, Problem, Term
 
 # As many streams of memory as processors foresee.
-_ROWS_AT_ONCE = 16
+_ROWS_AT_ONCE = range(8, 17)
 
 
 def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
@@ -275,7 +275,10 @@ def rows_at_once(rows: int) -> int:
     them, and in such parts that each thread has the rows that it also has when it sums along them.
     """
     own = rows // math.gcd(rows, torch.get_num_threads())
-    return max(n for n in range(1, _ROWS_AT_ONCE + 1) if own % n == 0)
+    divisors = [n for n in range(1, own + 1) if own % n == 0]
+    few = [n for n in divisors if n in _ROWS_AT_ONCE]
+    # Fewer leave too many sums for the next pass.
+    return few[-1] if few else next(n for n in divisors if n > _ROWS_AT_ONCE[-1] or n == own)
 
 
 def expanded(vector: Tensor, entries: int) -> Tensor:

@@ -115,13 +115,11 @@ class PlainCycle:
         """What each group looks at and writes, in the memory of the parameters."""
         problem = self._problem
         assert self._coefficients is not None
-        # What is not touched costs nothing.
-        largest = max(self._all[term.weight].numel() for term in problem.terms)
+        sums = [_Sums(term, self._all[term.weight].detach(), problem.p) for term in problem.terms]
+        largest = max(one.buffer_size for one in sums)
         buffer = torch.empty(largest, dtype=self._dtype, device=self._tensors[0].device)
-        sums = [
-            _Sums(term, self._all[term.weight].detach(), problem.p, buffer)
-            for term in problem.terms
-        ]
+        for one in sums:
+            one.buffer = buffer
         groups = [
             _Group(
                 [sums[t] for t in producers],
@@ -184,12 +182,17 @@ class _Sums:
         term: the weight, or the columns of it.
         weight: its memory.
         p: the norm's exponent.
-        buffer: memory for the powers of all weights in turn.
+
+    Attributes:
+        buffer: memory for its powers, which others use in turn: of :attr:`buffer_size` entries.
     """
 
-    def __init__(self, term: Term, weight: Tensor, p: float, buffer: Tensor) -> None:
+    buffer: Tensor
+
+    def __init__(self, term: Term, weight: Tensor, p: float) -> None:
         self._view, self._entries = term.matrices(weight)
-        self._p, self._buffer = p, buffer
+        self._p = p
+        self._has_columns = term.columns is not None
         self._is_hollow = term.is_coupled
         # The axis of columns; kernel positions lie behind it, or along it.
         self._axis = 2 if term.layer.groups > 1 else 1
@@ -198,6 +201,11 @@ class _Sums:
         self._is_vector = self._view.dim() == 1
         self._is_fast = not (self._kernel or self._is_hollow or self._is_vector)
         self._is_fast &= self._view.stride(-1) == 1
+
+    @property
+    def buffer_size(self) -> int:
+        """How many powers it lays down at once."""
+        return self._view.numel() if self._has_columns or not self._is_fast else 0
 
     def row_sums(self) -> Tensor:
         """``Σ_j M[i, j]``, shape ``(out,)``."""
@@ -228,7 +236,7 @@ class _Sums:
 
     def _powers(self) -> Tensor:
         view = self._view
-        powers = self._buffer[: view.numel()].view(view.shape)
+        powers = self.buffer[: view.numel()].view(view.shape)
         if self._p == 2:
             torch.square(view, out=powers)
         else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import enorm
 from enorm._apply import parameters, targets_of, write_
-from enorm._compiled import CompiledCycles
+from enorm._compiled import CompiledCycles, rows_at_once
 from enorm._plan import tensors_of
 from enorm._solve import Scales, build_problem
 from enorm.tests.compiler import needs_compiler
@@ -43,9 +43,9 @@ class Residual(nn.Module):
 
 
 def mlp() -> nn.Module:
-    """Biases and a layer of another width."""
-    first = [nn.Linear(3 * 16, 20), nn.ReLU(), nn.Linear(20, 11), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *first, nn.Linear(11, 5))
+    """Biases, rows that are summed in several parts and rows that are not."""
+    first = [nn.Linear(3 * 16, 34), nn.ReLU(), nn.Linear(34, 48), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *first, nn.Linear(48, 5))
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -136,6 +136,13 @@ def test_unchecked_as_logarithms(make: Callable[[], nn.Module], cycles: int) -> 
         assert found[0][1] == found[0][2] == 0
         # What float32 has left above 1e38, with a factor 2 to spare.
         assert found[0][3] == pytest.approx(math.log2(torch.finfo(torch.float32).max / 2e38))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 10, 34, 500, 509, 4096])
+def test_each_thread_sums_whole_parts(rows: int) -> None:
+    at_once = rows_at_once(rows)
+    assert rows % at_once == 0
+    assert rows // at_once % math.gcd(rows, torch.get_num_threads()) == 0
 
 
 def test_too_far_apart_to_be_compiled() -> None:
