@@ -57,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for option in ("enorm_impl", "enorm_impl_path"):
         if (value := config.getoption(option)) is not None:
             os.environ[option.upper()] = value
+    if config.getoption("enorm_impl") == "":
+        raise pytest.UsageError("--enorm-impl is empty: give MODULE:ATTRIBUTE")
+    # What cannot be tested is told before anything is collected.
+    from properties.implementation import current
+
+    current()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from torch import nn
@@ -21,6 +21,25 @@ from torch.optim import Optimizer
 
 Order = Literal["cyclic", "jacobi"]
 Rule = Literal["affine", "ignore"]
+# What a capability may hold, where it is not free.
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "orders": get_args(Order),
+    "batchnorm": get_args(Rule),
+    "convolution": (1, 2, 3),
+    "mixed": (1, 2, 3),
+    "momentum": (
+        *("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax"),
+        *("RMSprop", "Rprop", "Adagrad", "Adadelta", "Muon"),
+    ),
+    "dtypes": ("float64", "float32", "bfloat16", "float16"),
+}
+# Methods that are called only where the capability is declared.
+_METHODS = {
+    "group_updates": "updates",
+    "precondition_bias": "preconditioned",
+    "solvers": "balance",
+    "power_of_two": "balance",
+}
 
 DEFAULT = "properties.adapters.ours:load"
 
@@ -40,7 +59,7 @@ class Capabilities:
         last_pair: whether it balances the last weight too.
         biases: whether it scales the biases of hidden layers.
         convolution: numbers of axes of convolutions without Linear layers behind them.
-        mixed: convolutions with Linear layers behind a flatten.
+        mixed: numbers of axes of convolutions with Linear layers behind a flatten.
         batchnorm: rules that it can follow: ``affine`` keeps the function, ``ignore`` does not.
         momentum: optimizers of ``torch.optim`` whose state it carries, by name; SGD's is momentum.
         group_updates: whether it can be asked for one group at a time.
@@ -56,7 +75,7 @@ class Capabilities:
     last_pair: bool = True
     biases: bool = True
     convolution: tuple[int, ...] = (1, 2, 3)
-    mixed: bool = True
+    mixed: tuple[int, ...] = (1, 2, 3)
     batchnorm: tuple[Rule, ...] = ()
     momentum: tuple[str, ...] = ()
     group_updates: bool = False
@@ -142,12 +161,54 @@ def current() -> Implementation:
     target = os.environ.get("ENORM_IMPL") or DEFAULT
     path = os.environ.get("ENORM_IMPL_PATH")
     module, _, attribute = target.partition(":")
+    if not (module and attribute):
+        raise pytest.UsageError(f"--enorm-impl={target} names no MODULE:ATTRIBUTE")
     try:
         load: Any = getattr(importlib.import_module(module), attribute)
         found: Implementation = load(Path(path) if path else None)
-    except (ImportError, AttributeError, ValueError, OSError) as error:
-        raise pytest.UsageError(f"--enorm-impl={target} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a module or a function of somebody else's may raise
+        text = f"--enorm-impl={target} cannot be loaded: {type(error).__name__}: {error}"
+        raise pytest.UsageError(text) from error
+    if (fault := _fault(found)) is not None:
+        raise pytest.UsageError(f"--enorm-impl={target} gives no implementation: {fault}")
     return found
+
+
+def _fault(found: Any) -> str | None:
+    """What is wrong with an implementation, as far as looking at it tells."""
+    able = getattr(found, "capabilities", None)
+    if not isinstance(able, Capabilities):
+        return f"its capabilities are no Capabilities but {able!r}"
+    for name in ("name", "version"):
+        if not isinstance(getattr(found, name, None), str):
+            return f"its {name} is no string"
+    for field in fields(Capabilities):
+        name, value = field.name, getattr(able, field.name)
+        if isinstance(field.default, bool):
+            if not isinstance(value, bool):
+                return f"capability {name} must be True or False, got {value!r}"
+            continue
+        if name == "p" and value is None:
+            continue
+        if not isinstance(value, tuple):
+            return f"capability {name} must be a tuple, got {value!r}"
+        unknown = [one for one in value if name in _KNOWN and one not in _KNOWN[name]]
+        if unknown:
+            return f"capability {name} holds {unknown[0]!r}, which is none of {_KNOWN[name]}"
+        if name in ("p", "orders", "dtypes") and not value:
+            return f"capability {name} is empty"
+    if able.p is not None and not all(isinstance(p, (int, float)) and p > 0 for p in able.p):
+        return f"capability p must hold numbers above 0, got {able.p!r}"
+    if able.power_of_two and not able.solvers:
+        return "it declares power_of_two, and no solver to restrict"
+    if able.precondition_bias and not able.biases:
+        return "it declares precondition_bias, and not biases"
+    needed = ["stepper", *(method for name, method in _METHODS.items() if getattr(able, name))]
+    for method in needed:
+        own = getattr(found, method, None)
+        if not callable(own) or getattr(own, "__func__", None) is getattr(Implementation, method):
+            return f"it has no method {method}, which its capabilities need"
+    return None
 
 
 def requires(**needs: Any) -> pytest.MarkDecorator:
@@ -169,5 +230,9 @@ def requires(**needs: Any) -> pytest.MarkDecorator:
             met = True
         if not met:
             missing.append(name if need in (..., True) else f"{name}={need}")
-    reason = f"not applicable: {current().name} does not declare {', '.join(missing)}"
-    return pytest.mark.skipif(bool(missing), reason=reason)
+    return pytest.mark.skipif(bool(missing), reason=not_applicable(", ".join(missing)))
+
+
+def not_applicable(missing: str) -> str:
+    """Why a property is skipped."""
+    return f"not applicable: {current().name} does not declare {missing}"

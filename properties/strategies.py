@@ -5,32 +5,58 @@ Smaller networks come first, so that a failure shrinks to one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import pytest
+from hypothesis import example
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from properties.implementation import current
+from properties.implementation import current, not_applicable
 from properties.specs import Hidden, Net
+
+Test = TypeVar("Test", bound=Callable[..., Any])
 
 _ABLE = current().capabilities
 
 
+def _skipping(missing: str) -> SearchStrategy[Any]:
+    """Nothing can be drawn: the property that asks for it is not applicable."""
+    return st.builds(pytest.skip, st.just(not_applicable(missing)))
+
+
 def exponents(*values: float) -> SearchStrategy[float]:
-    """Those of ``values`` that the implementation takes."""
-    return st.sampled_from([p for p in values if _ABLE.p is None or p in _ABLE.p])
+    """Those of ``values`` that the implementation takes; without any, the property is skipped."""
+    able = [p for p in values if _ABLE.p is None or p in _ABLE.p]
+    return st.sampled_from(able) if able else _skipping(f"p={' or '.join(map(str, values))}")
 
 
 def dtypes_of(*names: str) -> SearchStrategy[str]:
-    """Those of ``names`` that the implementation takes."""
-    return st.sampled_from([name for name in names if name in _ABLE.dtypes])
+    """Those of ``names`` that the implementation takes; without any, the property is skipped."""
+    able = [name for name in names if name in _ABLE.dtypes]
+    return st.sampled_from(able) if able else _skipping(f"dtypes={' or '.join(names)}")
 
+
+def example_where(able: bool, *arguments: Any) -> Callable[[Test], Test]:
+    """An explicit example, if the implementation is able to take it."""
+    return example(*arguments) if able else lambda test: test
+
+
+# One of each, where a property needs no more.
+P = 2.0 if _ABLE.p is None or 2.0 in _ABLE.p else _ABLE.p[0]
+C = 1.2 if _ABLE.c else 1.0
+ORDER = _ABLE.orders[0]
+BIAS = _ABLE.biases
 
 SEEDS = st.integers(0, 2**31 - 2)
-P_NORMS = exponents(2.0, 1.0, 3.0, 0.5, 1.5, 6.0)
+P_NORMS = (
+    st.sampled_from([2.0, 1.0, 3.0, 0.5, 1.5, 6.0]) | st.floats(0.5, 6.0)
+    if _ABLE.p is None
+    else st.sampled_from(_ABLE.p)
+)
 C_FACTORS = st.sampled_from([1.0, 1.2, 0.8, 2.0] if _ABLE.c else [1.0])
 ORDERS = st.sampled_from(_ABLE.orders)
 # Never drawn where none is declared, for such properties are not applicable then.
@@ -94,11 +120,12 @@ def nets(
     max_hidden: int = 5,
 ) -> Net:
     """Chains of Linear layers, of convolutions, or of convolutions that end in Linear layers."""
-    spatial = {2, 1, 3} if _ABLE.mixed else set(_ABLE.convolution)
+    spatial = [axes for axes in (2, 1, 3) if axes in (*_ABLE.mixed, *_ABLE.convolution)]
     axes = draw(st.sampled_from([0, 0, 0, *spatial]))
-    head: Literal["linear", "conv"] = "linear"
+    heads: list[Literal["linear", "conv"]] = ["linear"] if axes in (0, *_ABLE.mixed) else []
     if axes in _ABLE.convolution:
-        head = "conv" if not _ABLE.mixed else draw(st.sampled_from(["linear", "conv"]))
+        heads.append("conv")
+    head = draw(st.sampled_from(heads))
     dtype = draw(dtypes)
     widest = 6 if axes == 0 else 4
     # Torch has no AvgPool3d in half precision on a CPU.

@@ -9,23 +9,38 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
-from properties import oracle
-from properties.implementation import Order, current
+from properties import oracle, tolerances
+from properties.implementation import Order, current, requires
 from properties.specs import Hidden, Net, weighted
-from properties.strategies import C_FACTORS, ORDERS, P_NORMS, SEEDS, dtypes_of, nets
+from properties.strategies import (
+    C_FACTORS,
+    ORDER,
+    ORDERS,
+    P_NORMS,
+    SEEDS,
+    P,
+    dtypes_of,
+    example_where,
+    nets,
+)
 
 DOUBLE = dtypes_of("float64")
-ORDER = current().capabilities.orders[0]
+HAS_DOUBLE = "float64" in current().capabilities.dtypes
 PLAIN = Hidden(out=2, bias=False)
 DEAD = Net(inputs=2, hidden=(replace(PLAIN, dead_in=(0,)), PLAIN))
 
 
 @given(nets(), P_NORMS, ORDERS)
-@example(DEAD, 2.0, ORDER)
+@example_where(HAS_DOUBLE, DEAD, P, ORDER)
 def test_dead_units_are_left_alone(net: Net, p: float, order: Order) -> None:
-    """Zero incoming or outgoing norm: the unit's own rows, bias and columns keep their bits."""
+    """Zero incoming or outgoing norm: a unit's bias keeps its bits, its zeros stay, its scale is 1.
+
+    Its rows are divided, and its columns multiplied, by the scales of other units.
+    """
     model = net.build()
     before = copy.deepcopy(model)
     step = current().stepper(model, None, p=p, c=1.0, order=order, batchnorm="affine")
@@ -48,26 +63,32 @@ def test_dead_units_are_left_alone(net: Net, p: float, order: Order) -> None:
             assert torch.equal(dead, old_next.weight[:, columns] != 0), repr(net)
         for parameter in new.parameters():
             assert parameter.isfinite().all(), repr(net)
+    expected = oracle.chain(before)
+    for _ in range(3):
+        expected = oracle.cycle(expected, p, 1.0, order)
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model), rewrites=3)
+    oracle.assert_same(net, "beside dead units", oracle.chain(model), expected, rtol)
 
 
+@requires(dtypes="float64")
 def test_width_one_depth_one() -> None:
     """The smallest network there is: two numbers become equal in magnitude."""
     hidden = (Hidden(out=1, bias=False),) * (1 if current().capabilities.last_pair else 2)
     model = Net(inputs=1, hidden=hidden, outputs=1, seed=1).build()
-    current().stepper(model, None, p=2.0, c=1.0, order=ORDER, batchnorm="affine")()
+    current().stepper(model, None, p=P, c=1.0, order=ORDER, batchnorm="affine")()
     first, second = (model.get_parameter(name).abs().item() for name in ("0.weight", "2.weight"))
     assert first == pytest.approx(second, rel=1e-15)
 
 
 @given(nets(dead=False), ORDERS)
-@example(replace(DEAD, hidden=(PLAIN, PLAIN)), ORDER)
+@example_where(HAS_DOUBLE, replace(DEAD, hidden=(PLAIN, PLAIN)), ORDER)
 def test_a_layer_of_zeros_stays_and_harms_nobody(net: Net, order: Order) -> None:
     """All its units and all those it reads are dead; nothing becomes NaN or infinite."""
     model = net.build()
     (zero, _), *_ = weighted(model)
     with torch.no_grad():
         zero.weight.zero_()
-    current().stepper(model, None, p=2.0, c=1.0, order=order, batchnorm="affine")()
+    current().stepper(model, None, p=P, c=1.0, order=order, batchnorm="affine")()
     assert not zero.weight.any(), f"{net!r}"
     for name, parameter in model.named_parameters():
         assert parameter.isfinite().all(), f"{name}\n{net!r}"
@@ -79,7 +100,7 @@ def test_hidden_units_may_change_places(net: Net, c: float, order: Order, seed: 
     first, second = net.build(), net.build()
     permute_units_(first, seed)
     for model in (first, second):
-        current().stepper(model, None, p=2.0, c=c, order=order, batchnorm="affine")()
+        current().stepper(model, None, p=P, c=c, order=order, batchnorm="affine")()
     permute_units_(second, seed)
     rtol = 4 * oracle.fan_in(first) * torch.finfo(net.torch_dtype).eps
     oracle.assert_same(net, "permuted", oracle.chain(first), oracle.chain(second), rtol)
@@ -112,7 +133,7 @@ def test_one_layers_factor_spreads_evenly(net: Net, order: Order) -> None:
     with torch.no_grad():
         weighted(scaled)[0][0].weight.mul_(factor)
     for model in (plain, scaled):
-        oracle.settle(net, model, 2.0, 1.0, order, tol=1e-12)
+        oracle.settle(net, model, P, 1.0, order, tol=1e-12)
     part = oracle.balanced_part(oracle.chain(plain))
     share = factor ** (1 / len(part))
     weights = [replace(layer, weight=share * layer.weight, bias=None) for layer in part]
@@ -127,7 +148,7 @@ def test_cycles_go_on_after_saving_and_loading(net: Net, c: float, order: Order)
     straight, first, second = net.build(), net.build(), net.build()
 
     def start(model: torch.nn.Sequential) -> Callable[[], None]:
-        return current().stepper(model, None, p=2.0, c=c, order=order, batchnorm="affine")
+        return current().stepper(model, None, p=P, c=c, order=order, batchnorm="affine")
 
     step = start(straight)
     step()
@@ -139,14 +160,32 @@ def test_cycles_go_on_after_saving_and_loading(net: Net, c: float, order: Order)
         assert torch.equal(one.nan_to_num(), other.nan_to_num()), f"{name}\n{net!r}"
 
 
-@given(nets(), ORDERS)
-def test_parameters_stay_themselves(net: Net, order: Order) -> None:
-    """In place, without a graph; buffers and train mode untouched."""
-    model = net.build()
+MODES = ("eval", "train", "all but BatchNorm in train")
+
+
+@given(nets(), ORDERS, st.sampled_from(MODES), st.integers(0, 3))
+def test_parameters_stay_themselves(net: Net, order: Order, mode: str, frozen: int) -> None:
+    """Rescaled in place, without a graph, frozen or not; all else about the model is untouched."""
+    model = net.build().train(mode != "eval")
+    expected = oracle.cycle(oracle.chain(model), P, 1.0, order)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and mode == MODES[2]:
+            module.eval()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index != frozen)
     parameters = dict(model.named_parameters())
+    places = [parameter.data_ptr() for parameter in model.parameters()]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    current().stepper(model, None, p=2.0, c=1.0, order=order, batchnorm="affine")()
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    current().stepper(model, None, p=P, c=1.0, order=order, batchnorm="affine")()
     assert all(parameters[name] is value for name, value in model.named_parameters())
-    assert all(value.requires_grad and value.is_leaf for value in model.parameters())
+    assert places == [value.data_ptr() for value in model.parameters()]
+    assert all(value.is_leaf for value in model.parameters())
+    for index, parameter in enumerate(model.parameters()):
+        assert parameter.requires_grad == (index != frozen)
     assert all(torch.equal(buffers[name], value) for name, value in model.named_buffers())
-    assert not any(module.training for module in model.modules())
+    assert modes == [module.training for module in model.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
+    oracle.assert_same(net, f"a cycle, {mode}", oracle.chain(model), expected, rtol)

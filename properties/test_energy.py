@@ -56,9 +56,15 @@ def test_stopping_early_never_raises_the_energy(
     """Over-relaxation included: each of its updates stays on the near side of a mirrored point."""
     model = net.build()
     before = oracle.energy(model, p, c)
+    twin = oracle.cycle(oracle.chain(model), p, c, "cyclic")
     options = {"tol": 0.0, "max_cycles": cycles, "power_of_two": False}
     result = current().balance(model, p=p, c=c, solver=solver, **options)  # type: ignore[arg-type]
     assert result.cycles <= cycles
+    rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
+    if oracle.residual(model, p, c) > 1e-9 + 2 * rtol:
+        assert not result.converged, f"{result}\n{net!r}"
+    if solver == "cyclic" and cycles == 1:
+        oracle.assert_same(net, "one cycle", oracle.chain(model), twin, rtol)
     bound = before * (1 + tolerances.energy(net.torch_dtype, p))
     after = oracle.energy(model, p, c)
     assert after <= bound, oracle.failure(net, f"energy after {cycles} cycles", after, bound)

@@ -21,7 +21,7 @@ import enorm
 from properties import oracle, tolerances
 from properties.implementation import Order, current
 from properties.specs import Net, weighted
-from properties.strategies import C_FACTORS, ORDERS, dtypes_of, nets
+from properties.strategies import C_FACTORS, ORDERS, P, dtypes_of, nets
 
 CARRIES = "SGD" in current().capabilities.momentum
 NETS = nets(dtypes=dtypes_of("float64"), max_decades=1.0, max_hidden=3)
@@ -44,8 +44,9 @@ class Training(RuleBasedStateMachine):
 
     def _start(self) -> None:
         self.parameters = dict(self.model.named_parameters())
+        self.frozen = {id(one) for one in self.parameters.values() if not one.requires_grad}
         self.step = current().stepper(
-            self.model, self.optimizer, p=2.0, c=self.c, order=self.order, batchnorm="affine"
+            self.model, self.optimizer, p=P, c=self.c, order=self.order, batchnorm="affine"
         )
 
     @rule()
@@ -60,12 +61,20 @@ class Training(RuleBasedStateMachine):
         self.optimizer.step()
         self.model.eval()
 
-    @rule()
-    def cycle(self) -> None:
-        """Function kept, energy not raised, weights those of Algorithm 1, momentum inverse."""
+    @rule(training=st.booleans())
+    def cycle(self, training: bool) -> None:
+        """Function kept, energy not raised, weights those of Algorithm 1, momentum inverse.
+
+        In either mode, as a training loop or a validation between its steps leaves the model.
+        """
         before = copy.deepcopy(self.model)
         products = self._products()
+        self.model.train(training)
+        rate = self.optimizer.param_groups[0]["lr"]
         self.step()
+        assert self.model.training == training
+        assert self.optimizer.param_groups[0]["lr"] == rate
+        self.model.eval()
         for training in (False, True):
             found = enorm.verify(before, self.model, self.inputs, training=training)
             if training and found.ratio is None:
@@ -74,10 +83,10 @@ class Training(RuleBasedStateMachine):
             assert found.ratio is not None
             kept = found.ratio <= 1
             assert kept, self._failure("error of the function", found.error, found.bound or 0)
-        energies = [oracle.energy(model, 2.0, self.c) for model in (before, self.model)]
-        bound = energies[0] * (1 + tolerances.energy(self.net.torch_dtype, 2.0))
+        energies = [oracle.energy(model, P, self.c) for model in (before, self.model)]
+        bound = energies[0] * (1 + tolerances.energy(self.net.torch_dtype, P))
         assert energies[1] <= bound, self._failure("energy", energies[1], bound)
-        expected = oracle.cycle(oracle.chain(before), 2.0, self.c, self.order)
+        expected = oracle.cycle(oracle.chain(before), P, self.c, self.order)
         rtol = tolerances.stored_weight(self.net.torch_dtype, oracle.fan_in(self.model))
         oracle.assert_same(self.net, "a cycle", oracle.chain(self.model), expected, rtol)
         for name, product in self._products().items():
@@ -111,13 +120,15 @@ class Training(RuleBasedStateMachine):
         for parameter in layer.parameters():
             parameter.requires_grad_(not parameter.requires_grad)
             parameter.grad = None
+            self.frozen ^= {id(parameter)}
 
     @invariant()
     def parameters_are_sound(self) -> None:
-        """The same objects as ever, and finite."""
+        """The same objects as ever, frozen where they were frozen, and finite."""
         if hasattr(self, "model"):
             for name, parameter in self.model.named_parameters():
                 assert parameter is self.parameters[name], name
+                assert parameter.requires_grad == (id(parameter) not in self.frozen), name
                 assert parameter.isfinite().all(), f"{name}\n{self.net!r}"
             assert not any(module.training for module in self.model.modules())
 

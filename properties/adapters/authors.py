@@ -41,7 +41,7 @@ class Authors(Implementation):
         last_pair=False,
         biases=False,
         convolution=(2,),
-        mixed=False,
+        mixed=(),
         batchnorm=("ignore",),
     )
 

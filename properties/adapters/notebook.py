@@ -27,7 +27,7 @@ class Notebook(Implementation):
     """Its function ``equi_norm``."""
 
     name = "jeromepl/enorm-reproducibility"
-    capabilities = Capabilities(convolution=(), mixed=False, batchnorm=("ignore",))
+    capabilities = Capabilities(convolution=(), mixed=(), batchnorm=("ignore",))
 
     def __init__(self, path: Path) -> None:
         file = path / _FILE

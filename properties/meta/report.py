@@ -90,7 +90,8 @@ Planted: {mutant.name}. In `enorm/{mutant.file}`, `{mutant.old}` became `{mutant
 {broken_output()}
 ```
 
-The line under `replay` runs that one example again, without Hypothesis' database or seed.
+The line under `replay` runs that one example again, without Hypothesis' database or seed. What the
+training loop's state machine finds is printed as its calls, and replayed by Hypothesis.
 """
     )
     print(f"written: {PAGE}")

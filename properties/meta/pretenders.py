@@ -1,0 +1,217 @@
+"""Implementations that the suite has to see through, and ones that it must not ask too much of.
+
+Each attribute is a ``load`` for ``--enorm-impl``. They are this project's own but for one thing:
+what a careless implementation may do wrong outside the weights of one model in eval mode, or a
+refusal of everything that is not declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from properties.adapters.ours import Ours
+from properties.implementation import Balanced, Capabilities, Implementation, Order, Rule
+from properties.specs import weighted
+
+Load = Callable[[Path | None], Implementation]
+Step = Callable[[], None]
+Around = Callable[[nn.Sequential, Optimizer | None, Step], None]
+
+
+def _around(what: str, change: Around, **declared: Any) -> Load:
+    """Ours, with ``change(model, optimizer, step)`` in the place of each cycle."""
+
+    class Pretender(Ours):
+        name = what
+        capabilities = replace(Ours.capabilities, **declared)
+
+        def stepper(
+            self, model: nn.Sequential, optimizer: Optimizer | None, **options: Any
+        ) -> Step:
+            step = super().stepper(model, optimizer, **options)
+            return lambda: change(model, optimizer, step)
+
+    return lambda _: Pretender()
+
+
+def _in_eval_mode_only(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    if not model.training:
+        step()
+
+
+def _in_full_precision_only(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    if next(model.parameters()).element_size() > 2:
+        step()
+
+
+def _narrow_layers_only(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    if max(len(layer.weight) for layer, _ in weighted(model)) <= 64:
+        step()
+
+
+def _thawing(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    model.requires_grad_(True)
+
+
+def _switching_modes(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    was = model.training
+    model.eval()
+    step()
+    model.train(was)
+
+
+def _running_the_model(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    if model.training:
+        for _, norm in weighted(model):
+            if norm is not None and norm.training and norm.running_mean is not None:
+                norm.running_mean.mul_(0.9)
+
+
+def _in_new_memory(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def _resetting_steps(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    for state in optimizer.state.values() if optimizer is not None else ():
+        if "step" in state:
+            state["step"] = torch.zeros_like(torch.as_tensor(state["step"]))
+
+
+def _dropping_state_of_biases(
+    model: nn.Sequential, optimizer: Optimizer | None, step: Step
+) -> None:
+    step()
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        if parameter.dim() == 1:
+            state.clear()
+
+
+in_eval_mode_only = _around("in eval mode only", _in_eval_mode_only)
+in_full_precision_only = _around("in full precision only", _in_full_precision_only)
+narrow_layers_only = _around("narrow layers only", _narrow_layers_only)
+thawing = _around("thawing", _thawing)
+switching_modes = _around("switching modes", _switching_modes)
+running_the_model = _around("running the model", _running_the_model)
+in_new_memory = _around("in new memory", _in_new_memory)
+resetting_steps = _around("resetting steps", _resetting_steps, momentum=("Adam",))
+dropping_state_of_biases = _around(
+    "dropping state of biases", _dropping_state_of_biases, momentum=("Adam",)
+)
+
+
+class _NeverCycling(Ours):
+    name = "never cycling when preconditioned"
+
+    def preconditioned(self, model: nn.Sequential, optimizer: Optimizer, **options: Any) -> Step:
+        return lambda: None
+
+
+def never_cycling(_: Path | None) -> Implementation:
+    """Biases learn right where no weight ever moves."""
+    return _NeverCycling()
+
+
+class _Boasting(Ours):
+    name = "boasting"
+
+    def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
+        return replace(super().balance(model, **options), converged=True)
+
+
+def boasting(_: Path | None) -> Implementation:
+    """Every solver says that it has converged."""
+    return _Boasting()
+
+
+class _Strict(Ours):
+    """Ours, refusing what is not declared."""
+
+    name = "strict"
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        self.capabilities = capabilities
+
+    def _check(self, model: nn.Sequential, p: float, c: float, order: Order, rule: Rule) -> None:
+        able = self.capabilities
+        layers = [layer for layer, _ in weighted(model)]
+        norms = [norm for _, norm in weighted(model) if norm is not None]
+        axes = {layer.weight.dim() - 2 for layer in layers} - {0}
+        allowed = able.mixed if isinstance(layers[-1], nn.Linear) else able.convolution
+        dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters()}
+        asked = {
+            f"p={p}": able.p is None or p in able.p,
+            f"c={c}": able.c or c == 1,
+            f"order={order}": order in able.orders,
+            f"batchnorm={rule}": not norms or rule in able.batchnorm,
+            "biases": able.biases or all(layer.bias is None for layer in layers[:-1]),
+            f"convolutions of {axes}": axes <= set(allowed),
+            f"dtypes {dtypes}": dtypes <= set(able.dtypes),
+        }
+        for what, is_declared in asked.items():
+            if not is_declared:
+                raise ValueError(f"{what} is asked for, and not declared")
+
+    def stepper(
+        self,
+        model: nn.Sequential,
+        optimizer: Optimizer | None,
+        *,
+        p: float,
+        c: float,
+        order: Order,
+        batchnorm: Rule,
+    ) -> Step:
+        self._check(model, p, c, order, batchnorm)
+        return super().stepper(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm)
+
+    def preconditioned(
+        self,
+        model: nn.Sequential,
+        optimizer: Optimizer,
+        *,
+        p: float,
+        c: float,
+        order: Order,
+        batchnorm: Rule,
+    ) -> Step:
+        self._check(model, p, c, order, batchnorm)
+        return super().preconditioned(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm)
+
+    def balance(self, model: nn.Sequential, *, p: float, c: float, **options: Any) -> Balanced:
+        self._check(model, p, c, self.capabilities.orders[0], "affine")
+        if options["solver"] not in self.capabilities.solvers:
+            raise ValueError(f"solver {options['solver']} is asked for, and not declared")
+        return super().balance(model, p=p, c=c, **options)
+
+
+def _strict(**declared: Any) -> Load:
+    return lambda _: _Strict(Capabilities(**declared))
+
+
+strict_plain = _strict(
+    p=(4.0,), c=False, biases=False, convolution=(), mixed=(), dtypes=("float32",)
+)
+strict_images = _strict(
+    p=(1.0,), orders=("jacobi",), convolution=(), mixed=(2,), precondition_bias=True
+)
+strict_half = _strict(
+    biases=False,
+    convolution=(2,),
+    mixed=(),
+    dtypes=("float64", "bfloat16"),
+    momentum=("SGD",),
+    solvers=("sor",),
+    power_of_two=True,
+)
