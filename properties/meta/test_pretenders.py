@@ -13,7 +13,7 @@ FOUND_BY = {
     "thawing": "test_edges.py::test_parameters_stay_themselves",
     "switching_modes": "test_edges.py::test_parameters_stay_themselves",
     "running_the_model": "test_edges.py::test_parameters_stay_themselves",
-    "in_new_memory": "test_edges.py::test_parameters_stay_themselves",
+    "in_new_memory": "test_edges.py::test_memory_stays",
     "resetting_steps": "test_optimizer_state.py::test_state_commutes_with_cycles",
     "dropping_state_of_biases": "test_optimizer_state.py::test_state_commutes_with_cycles",
     "never_cycling": "test_precondition.py::test_all_else_is_as_with_plain_cycles",
