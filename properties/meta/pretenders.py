@@ -143,7 +143,9 @@ class _Strict(Ours):
     def __init__(self, capabilities: Capabilities) -> None:
         self.capabilities = capabilities
 
-    def _check(self, model: nn.Sequential, p: float, c: float, order: Order, rule: Rule) -> None:
+    def _check(
+        self, model: nn.Sequential, *, p: float, c: float, order: Order, batchnorm: Rule
+    ) -> None:
         able = self.capabilities
         layers = [layer for layer, _ in weighted(model)]
         norms = [norm for _, norm in weighted(model) if norm is not None]
@@ -154,7 +156,7 @@ class _Strict(Ours):
             f"p={p}": able.p is None or p in able.p,
             f"c={c}": able.c or c == 1,
             f"order={order}": order in able.orders,
-            f"batchnorm={rule}": not norms or rule in able.batchnorm,
+            f"batchnorm={batchnorm}": not norms or batchnorm in able.batchnorm,
             "biases": able.biases or all(layer.bias is None for layer in layers[:-1]),
             f"convolutions of {axes}": axes <= set(allowed),
             f"dtypes {dtypes}": dtypes <= set(able.dtypes),
@@ -163,34 +165,16 @@ class _Strict(Ours):
             if not is_declared:
                 raise ValueError(f"{what} is asked for, and not declared")
 
-    def stepper(
-        self,
-        model: nn.Sequential,
-        optimizer: Optimizer | None,
-        *,
-        p: float,
-        c: float,
-        order: Order,
-        batchnorm: Rule,
-    ) -> Step:
-        self._check(model, p, c, order, batchnorm)
-        return super().stepper(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm)
+    def stepper(self, model: nn.Sequential, optimizer: Optimizer | None, **options: Any) -> Step:
+        self._check(model, **options)
+        return super().stepper(model, optimizer, **options)
 
-    def preconditioned(
-        self,
-        model: nn.Sequential,
-        optimizer: Optimizer,
-        *,
-        p: float,
-        c: float,
-        order: Order,
-        batchnorm: Rule,
-    ) -> Step:
-        self._check(model, p, c, order, batchnorm)
-        return super().preconditioned(model, optimizer, p=p, c=c, order=order, batchnorm=batchnorm)
+    def preconditioned(self, model: nn.Sequential, optimizer: Optimizer, **options: Any) -> Step:
+        self._check(model, **options)
+        return super().preconditioned(model, optimizer, **options)
 
     def balance(self, model: nn.Sequential, *, p: float, c: float, **options: Any) -> Balanced:
-        self._check(model, p, c, self.capabilities.orders[0], "affine")
+        self._check(model, p=p, c=c, order=self.capabilities.orders[0], batchnorm="affine")
         if options["solver"] not in self.capabilities.solvers:
             raise ValueError(f"solver {options['solver']} is asked for, and not declared")
         return super().balance(model, p=p, c=c, **options)
