@@ -75,9 +75,9 @@ class Training(RuleBasedStateMachine):
         assert self.model.training == training
         assert self.optimizer.param_groups[0]["lr"] == rate
         self.model.eval()
-        for training in (False, True):
-            found = enorm.verify(before, self.model, self.inputs, training=training)
-            if training and found.ratio is None:
+        for by_batch in (False, True):
+            found = enorm.verify(before, self.model, self.inputs, training=by_batch)
+            if by_batch and found.ratio is None:
                 assert "varies less than rounding" in (found.reason or ""), found.reason
                 continue
             assert found.ratio is not None
