@@ -22,17 +22,22 @@ from properties.specs import Net, weighted
 
 
 def chain(model: nn.Sequential, batchnorm: Rule = "affine") -> list[ChainLayer]:
-    """The model's layers as the reference takes them; under ``ignore`` without BatchNorm."""
+    """Copies of the model's layers for the reference; under ``ignore`` without BatchNorm."""
     affine = batchnorm == "affine"
     return [
         ChainLayer(
-            weight=layer.weight.detach().double(),
-            bias=None if layer.bias is None else layer.bias.detach().double(),
-            gamma=norm.weight.detach().double() if affine and norm is not None else None,
-            beta=norm.bias.detach().double() if affine and norm is not None else None,
+            weight=_copied(layer.weight),
+            bias=None if layer.bias is None else _copied(layer.bias),
+            gamma=_copied(norm.weight) if affine and norm is not None else None,
+            beta=_copied(norm.bias) if affine and norm is not None else None,
         )
         for layer, norm in weighted(model)
     ]
+
+
+def _copied(parameter: Tensor) -> Tensor:
+    """In float64, and nowhere that a cycle in place can reach."""
+    return parameter.detach().to(torch.float64, copy=True)
 
 
 def balanced_part(layers: list[ChainLayer]) -> list[ChainLayer]:

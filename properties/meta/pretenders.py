@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from properties import oracle
 from properties.adapters.ours import Ours
 from properties.implementation import Balanced, Capabilities, Implementation, Order, Rule
 from properties.specs import weighted
@@ -109,6 +110,27 @@ resetting_steps = _around("resetting steps", _resetting_steps, momentum=("Adam",
 dropping_state_of_biases = _around(
     "dropping state of biases", _dropping_state_of_biases, momentum=("Adam",)
 )
+
+
+class _Leaving(Ours):
+    name = "leaving the minimum"
+
+    def stepper(self, model: nn.Sequential, optimizer: Optimizer | None, **options: Any) -> Step:
+        step = super().stepper(model, optimizer, **options)
+        is_settled = oracle.residual(model, options["p"], options["c"]) <= 1e-12
+
+        def leave() -> None:
+            step()
+            if is_settled:
+                with torch.no_grad():
+                    next(model.parameters()).mul_(1.001)
+
+        return leave
+
+
+def leaving(_: Path | None) -> Implementation:
+    """Right until somebody begins at the minimum."""
+    return _Leaving()
 
 
 class _NeverCycling(Ours):

@@ -16,6 +16,7 @@ FOUND_BY = {
     "in_new_memory": "test_edges.py::test_memory_stays",
     "resetting_steps": "test_optimizer_state.py::test_state_commutes_with_cycles",
     "dropping_state_of_biases": "test_optimizer_state.py::test_state_commutes_with_cycles",
+    "leaving": "test_minimum.py::test_nothing_moves_at_the_minimum",
     "never_cycling": "test_precondition.py::test_all_else_is_as_with_plain_cycles",
     "boasting": "test_energy.py::test_stopping_early_never_raises_the_energy",
 }
