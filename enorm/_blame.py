@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from enorm._homogeneous import CHANNEL_AXES, CONVOLUTIONS, TRANSPOSED
+from enorm._homogeneous import BATCH_NORMS, CHANNEL_AXES, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED
 from enorm._plan import Group, Plan
+
+_LAYERS = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
 
 
 @contextlib.contextmanager
@@ -27,10 +29,11 @@ def watched(model: nn.Module, plan: Plan | None) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
+    # A module that calls a layer's function may do more; what it returns tells nothing then.
     handles = [
         module.register_forward_hook(keep(name))
         for name, module in model.named_modules()
-        if name in names
+        if name in names and type(module) in _LAYERS
     ]
     try:
         yield seen

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted, unseen_call
+from enorm._functional import attribute, name_modules, owner_of
 from enorm._homogeneous import registered_functions, registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks, why_not
@@ -43,7 +44,7 @@ class Recording:
     """One way through the forward code.
 
     Attributes:
-        graph_module: what ``torch.fx`` recorded.
+        graph_module: what ``torch.fx`` recorded; modules in place of layers' functions.
         shapes: of intermediate tensors, where example inputs made them known.
         read: storages of tensors that the code computed with itself, in the graph or around it.
         kept: values that the code still holds when it is done, as in an attribute.
@@ -53,6 +54,18 @@ class Recording:
     shapes: Mapping[fx.Node, torch.Size]
     read: frozenset[int]
     kept: frozenset[fx.Node]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What stands in for functions, by the name of the module whose parameters it holds."""
+        return {
+            owner_of(node): self.graph_module.get_submodule(str(node.target))
+            for node in self.calls()
+            if owner_of(node) != node.target
+        }
+
+    def calls(self) -> list[fx.Node]:
+        """Calls of modules."""
+        return [node for node in self.graph_module.graph.nodes if node.op == "call_module"]
 
 
 def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Recording]:
@@ -73,6 +86,8 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
             reads = _Reads()
             with reads:
                 graph_module, kept = _recorded(model, len(inputs))
+            replaced = name_modules(graph_module)
+            kept = frozenset(replaced.get(node, node) for node in kept)
             shapes = _shapes(graph_module, inputs) if inputs else {}
         for node in graph_module.graph.nodes:
             if node.op == "get_attr" and isinstance(value := attribute(graph_module, node), Tensor):
@@ -92,15 +107,9 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
         UnsupportedModel: it cannot be traced.
     """
     check_kind(model)
-    return _recorded(model, given)[0]
-
-
-def attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:
-    """What a ``get_attr`` node reads."""
-    value: Any = graph_module
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return value
+    graph_module, _ = _recorded(model, given)
+    name_modules(graph_module)
+    return graph_module
 
 
 def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[fx.Node]]:
@@ -225,7 +234,10 @@ class _Reads(TorchFunctionMode):
 
     _HARMLESS = frozenset(
         getattr(Tensor, name).__get__
-        for name in ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad", "shape")
+        for name in (
+            *("device", "dtype", "grad_fn", "is_cuda", "layout"),
+            *("ndim", "requires_grad", "shape"),
+        )
     )
 
     def __init__(self) -> None:

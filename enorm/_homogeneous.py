@@ -115,18 +115,31 @@ TRANSPOSED: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What ``F.batch_norm`` computes, for any number of positions behind the second axis."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 BATCH_NORMS: frozenset[type[nn.Module]] = frozenset(
-    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNorm}
 )
 
 # Normalize over a sample, not a batch; their weight and bias carry a scale as BatchNorm's do.
 LAYER_NORMS: frozenset[type[nn.Module]] = frozenset(
-    {nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+    {
+        *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    }
 )
 
 # Where channels stand, whether or not there is a batch; batches of the others vary.
 CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.LayerNorm: -1,
+    nn.RMSNorm: -1,
     nn.InstanceNorm1d: -2,
     nn.InstanceNorm2d: -3,
     nn.InstanceNorm3d: -4,

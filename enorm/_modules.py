@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm._calls import is_scripted, replaced_methods
+from enorm._functional import owner_of
 from enorm._graph import Recording
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
 from enorm._memory import is_lazy, sharing, storage
@@ -28,11 +29,17 @@ def unusable(
     """Modules that cannot be rescaled, or cannot be looked through, by name; and why."""
     modules = dict(model.named_modules(remove_duplicate=False))
     calls: Counter[str] = Counter()
+    uses: dict[str, set[str]] = {}
+    stand_ins: dict[str, nn.Module] = {}
     read: set[str] = set()
     for recording in recordings:
         nodes = recording.graph_module.graph.nodes
+        called = Counter(map(owner_of, recording.calls()))
         # Called once in train and once in eval mode is called once.
-        calls |= Counter(str(node.target) for node in nodes if node.op == "call_module")
+        calls |= called
+        stand_ins |= recording.modules()
+        for name in called:
+            uses.setdefault(name, set()).add(_layout((modules | recording.modules())[name]))
         read |= {str(node.target) for node in nodes if node.op == "get_attr"}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
     shared = set(sharing(model))
@@ -40,7 +47,8 @@ def unusable(
         child: name
         for name in calls
         for child in modules
-        if name in modules and child.startswith(f"{name}.")
+        # What calls a function on its own parameters is looked into.
+        if name in modules and name not in stand_ins and child.startswith(f"{name}.")
     }
     reasons: dict[str, str] = {}
     for name, module in modules.items():
@@ -56,6 +64,8 @@ def unusable(
             reasons[name] = EXCLUDED
         elif own and calls[name] > 1:
             reasons[name] = f"called {calls[name]} times"
+        elif own and len(uses.get(name, ())) > 1:
+            reasons[name] = "its parameters serve another kind of layer in train mode"
         elif own and name in inside and calls[name]:
             reasons[name] = f"also used inside {inside[name]}"
         elif any(is_lazy(value) for value in own.values()):
@@ -75,9 +85,14 @@ def unusable(
             reasons[name] = "it has no units"
         elif any(value.is_inference() for value in own.values()):
             reasons[name] = "its parameters were made in inference mode, and cannot be written"
-        elif (wrong := _wrong_shape(module)) is not None:
+        elif (wrong := _wrong_shape(stand_ins.get(name) or module)) is not None:
             reasons[name] = wrong
     return reasons
+
+
+def _layout(module: nn.Module) -> str:
+    """What decides which axes of its parameters are whose."""
+    return f"{type(module).__name__}, {getattr(module, 'groups', 1)} groups"
 
 
 _PAIR = ("weight", "bias")

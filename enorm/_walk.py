@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from enorm._graph import Recording, attribute
+from enorm._functional import attribute, is_layer, owner_of
+from enorm._graph import Recording
 from enorm._homogeneous import (
     BATCH_NORMS,
     CASTS,
@@ -30,6 +31,7 @@ from enorm._homogeneous import (
     RESIZING,
     SUMS,
     TRANSPOSED,
+    BatchNorm,
     is_elementwise,
     is_registered,
     key_of,
@@ -77,11 +79,12 @@ class Walk:
         graph = recording.graph_module.graph
         self.shapes.update(recording.shapes)
         self.given |= bool(recording.shapes)
-        self.called |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        self.modules |= recording.modules()
+        self.called |= set(map(owner_of, recording.calls()))
         # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
         for node in reversed(graph.nodes):
             weighted = node.op == "call_module" and any(
-                True for _ in self.modules[str(node.target)].parameters()
+                True for _ in self.modules[owner_of(node)].parameters()
             )
             if node in self.above or weighted:
                 self.above.update((node, *node.all_input_nodes))
@@ -121,7 +124,7 @@ class Walk:
                 self._end(source, "its activations are also an output of the model")
             return None
         if node.op == "call_module":
-            return self._visit_module(node, self.modules[str(node.target)])
+            return self._visit_module(node, self.modules[owner_of(node)])
         if node.op in ("call_function", "call_method"):
             return self._visit_function(node)
         if node.op == "get_attr":
@@ -132,7 +135,7 @@ class Walk:
         return None
 
     def _visit_module(self, node: fx.Node, module: nn.Module) -> Signal | None:
-        name = str(node.target)
+        name = owner_of(node)
         reason = self.unusable.get(name)
         kind = type(module)
         if kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED:
@@ -213,6 +216,8 @@ class Walk:
             start = _argument(node, 1, "start_dim", 0)
             end = _argument(node, 2, "end_dim", -1)
             return self._flatten(node, start, end)
+        if is_layer(target):
+            return self._wall(node, "reads a weight or bias that is no module's, or computed")
         if target in SUMS:
             return self._sum(node)
         if target in PRODUCTS or target in QUOTIENTS:
@@ -520,7 +525,7 @@ class Walk:
         """Number of axes of a normalization's input, batch included."""
         if node in self.shapes:
             return len(self.shapes[node])
-        if signal is None or kind not in (nn.BatchNorm1d, nn.SyncBatchNorm):
+        if signal is None or kind not in (nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm):
             return None if signal is None else signal.dimensions
         return 1 - signal.axis if signal.dimensions is None else signal.dimensions
 
@@ -600,7 +605,7 @@ class Walk:
         if len(sources) < 2 or not any(self.signals[source] for source in sources):
             return self.signals[sources[0]] if sources else None
         # Slopes are values too, but carry no units.
-        transposed = node.op == "call_module" and type(self.modules[str(node.target)]) in TRANSPOSED
+        transposed = node.op == "call_module" and type(self.modules[owner_of(node)]) in TRANSPOSED
         with_others = transposed or node.target in _WITH_OTHERS
         is_first = bool(node.args) and node.args[0] is sources[0]
         if with_others and is_first and not any(self.signals[one] for one in sources[1:]):
@@ -640,7 +645,7 @@ class Walk:
 
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
+            return f"{owner_of(node)} ({type(self.modules[owner_of(node)]).__name__})"
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         # Attribute reads are recorded before fx knows which module's code asks for them.
         stack = node.meta.get("nn_module_stack") or {} if node.target is not getattr else {}

@@ -1,0 +1,364 @@
+"""Layers that a model's own classes call as functions are the layers of torch's classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import enorm
+
+
+class OwnLinear(nn.Linear):
+    """As many libraries have one, for how it begins."""
+
+
+class OwnConv(nn.Conv2d):
+    """Its forward code is torch's, padding by wrapping around included."""
+
+
+class OwnTransposed(nn.Module):
+    """Not even a subclass; all options by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 2, 3))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.conv_transpose1d(x, weight=self.weight, bias=self.bias, stride=2, groups=2)
+
+
+class NormThenRelu(nn.BatchNorm2d):
+    """Normalization and activation in one, with its activation inside, as timm has it."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.act = nn.PReLU(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        torch._assert(x.ndim == 4, "images only")
+        if self.training:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        x = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            0.1,
+            self.eps,
+        )
+        out: Tensor = self.act(x)
+        return out
+
+
+class ChannelsNorm(nn.LayerNorm):
+    """Normalizes the channels of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class OwnGroupNorm(nn.GroupNorm):
+    """The same by a function."""
+
+
+class OwnRMSNorm(nn.RMSNorm):
+    """The same by a function."""
+
+
+class Block(nn.Module):
+    """Weights of its own around a layer inside, which has one too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 5))
+        self.register_parameter("bias", None)
+        self.inner = OwnLinear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        out: Tensor = self.inner(F.relu(F.linear(x, self.weight)))
+        return out
+
+
+class UsesAnothers(nn.Module):
+    """Reads the parameters of a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(x, self.inner.weight, self.inner.bias)
+
+
+# Each with its own classes, and with torch's where parameters have the same names.
+TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]]] = {
+    "Linear": (
+        lambda: nn.Sequential(OwnLinear(5, 6), nn.ReLU(), OwnLinear(6, 6), nn.ReLU()).append(
+            OwnLinear(6, 3, bias=False)
+        ),
+        lambda: nn.Sequential(
+            *(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3, bias=False))
+        ),
+        (8, 5),
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(
+            *(OwnConv(3, 6, 3, padding=1, padding_mode="circular"), nn.ReLU()),
+            *(OwnConv(6, 4, 3, stride=2, groups=2), nn.ReLU(), nn.Flatten(), OwnLinear(36, 3)),
+        ),
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular"), nn.ReLU()),
+            *(nn.Conv2d(6, 4, 3, stride=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+        ),
+        (8, 3, 8, 8),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU(), OwnTransposed(), nn.Conv1d(4, 2, 1)),
+        lambda: nn.Sequential(
+            *(nn.Conv1d(3, 6, 1), nn.ReLU()),
+            *(nn.ConvTranspose1d(6, 4, 3, stride=2, groups=2), nn.Conv1d(4, 2, 1)),
+        ),
+        (8, 3, 5),
+    ),
+    "GroupNorm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), OwnGroupNorm(2, 6), nn.Conv2d(6, 2, 1)),
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 2, 1)),
+        (8, 3, 5, 5),
+    ),
+    "RMSNorm": (
+        lambda: nn.Sequential(nn.Linear(3, 6), OwnRMSNorm(6), nn.ReLU(), nn.Linear(6, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.RMSNorm(6), nn.ReLU(), nn.Linear(6, 2)),
+        (8, 3),
+    ),
+}
+
+
+def uneven(make: Callable[[], nn.Module]) -> nn.Module:
+    """In float64, eval mode; no two units alike."""
+    torch.manual_seed(3)
+    model = make().double().eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.randn(value.shape) * torch.linspace(-1, 1, len(value)).exp()[0])
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def images(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_own_classes_are_rescaled_as_torchs(name: str) -> None:
+    """The same groups, the same weights bit for bit, the same bound, and the function kept."""
+    make, make_twin, shape = TWINS[name]
+    model, twin, x = uneven(make), uneven(make_twin), images(*shape)
+    twin.load_state_dict(model.state_dict())
+    before = copy.deepcopy(model)
+    ours, theirs = enorm.trace(model), enorm.trace(twin)
+    assert ours.groups
+    assert (ours.groups, ours.layers) == (theirs.groups, theirs.layers)
+    enorm.balance_(model, ours)
+    enorm.balance_(twin, theirs)
+    for key, value in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+    mine, its = (enorm.verify(before, one, x) for one in (model, twin))
+    assert mine.ok
+    assert mine.bound == its.bound
+
+
+def test_layernorm_of_channels() -> None:
+    """Axes are followed to where it looks for them, and back."""
+    model = uneven(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), ChannelsNorm(6), nn.Conv2d(6, 2, 1)))
+    before, x = copy.deepcopy(model), images(8, 3, 5, 5)
+    plan = enorm.trace(model)
+    assert [group.producers[0].weight for group in plan.groups] == ["1.weight"]
+    assert enorm.balance_(model, plan).energy_after < enorm.energy(before)
+    torch.testing.assert_close(model(x), before(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batchnorm_by_its_function(training: bool) -> None:
+    """Its affine parameters carry the scale; tracing counts no batch."""
+    model = uneven(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), NormThenRelu(6), nn.Conv2d(6, 2, 1))
+    ).train(training)
+    before, x = copy.deepcopy(model), images(8, 3, 5, 5)
+    plan = enorm.trace(model)
+    assert model.get_buffer("1.num_batches_tracked") == 0
+    assert [(group.producers[0].weight, group.size) for group in plan.groups] == [("1.weight", 6)]
+    assert plan.skipped == ()
+    enorm.balance_(model, plan)
+    moved = {
+        name
+        for name, value in model.named_parameters()
+        if not torch.equal(value, before.get_parameter(name))
+    }
+    assert moved == {"1.weight", "1.bias", "2.weight"}
+    torch.testing.assert_close(model(x), before(x), rtol=1e-12, atol=1e-12)
+    assert enorm.verify(before, model, x, training=training).bound is not None
+    ignored = plan.under("ignore").groups
+    assert [group.producers[0].weight for group in ignored] == ["0.weight"]
+
+
+def test_batchnorm_by_its_function_in_any_number_of_positions() -> None:
+    """Channels are the second axis whatever the class is called."""
+
+    class Anything(NormThenRelu):
+        def _check_input_dim(self, input: Tensor) -> None:
+            pass
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), Anything(4), nn.Conv3d(4, 2, 1)).double()
+    before, x = copy.deepcopy(model), images(2, 3, 4, 5, 6)
+    enorm.balance_(model)
+    assert not torch.equal(model.get_parameter("1.weight"), before.get_parameter("1.weight"))
+    torch.testing.assert_close(model(x), before(x))
+
+
+@pytest.mark.parametrize("make", [Block, UsesAnothers])
+def test_parameters_of_a_module_around_or_inside(make: Callable[[], nn.Module]) -> None:
+    """Whose they are is told by their name, not by which code uses them."""
+    units = 5 if make is Block else 6
+    model = uneven(lambda: nn.Sequential(nn.Linear(5, units), make(), nn.ReLU(), nn.Linear(6, 2)))
+    before, x = copy.deepcopy(model), images(8, 5)
+    plan = enorm.trace(model)
+    assert plan.skipped == ()
+    assert len(plan.layers) == (4 if make is Block else 3)
+    assert len(plan.groups) == len(plan.layers) - 1
+    structure = {name: type(module) for name, module in model.named_modules()}
+    enorm.balance_(model, plan)
+    assert {name: type(module) for name, module in model.named_modules()} == structure
+    torch.testing.assert_close(model(x), before(x), rtol=1e-12, atol=1e-12)
+    assert enorm.verify(before, model, x).ok
+
+
+class Computed(nn.Linear):
+    """Its weight is centred first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Twice(nn.Linear):
+    """Its weight is used again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(F.relu(F.linear(x, self.weight, self.bias)), self.weight, self.bias)
+
+
+class Adds(nn.Linear):
+    """Its bias is not given to the function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(x, self.weight) + self.bias
+
+
+class Regularized(nn.Linear):
+    """Its weight shows in the output otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(x, self.weight, self.bias) + self.weight.sum()
+
+
+class Depends(nn.Linear):
+    """Its weight means other things in other modes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        if self.training:
+            return F.linear(x, self.weight, self.bias)
+        return F.rms_norm(x, (6,)) * self.weight[0]
+
+
+class Keeps(nn.Linear):
+    """Somebody may look at what it computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        self.seen = F.linear(x, self.weight, self.bias)
+        return self.seen
+
+
+class Split(nn.Conv1d):
+    """In as many groups as the input has positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.conv1d(x, self.weight, self.bias, groups=x.shape[2])
+
+
+class ModeGroups(nn.Module):
+    """Two layouts of one weight."""
+
+    def __init__(self, _: int, __: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        if self.training:
+            return F.conv1d(torch.cat((x, x), 1), self.weight, groups=2)
+        return F.conv1d(x, self.weight)
+
+
+@pytest.mark.parametrize("kind", [Computed, Twice, Adds, Regularized, Depends, Keeps])
+def test_other_uses_are_walls(kind: Callable[[int, int], nn.Module]) -> None:
+    """Nothing in front of or behind it is rescaled, and the plan says where."""
+    model = nn.Sequential(
+        *(nn.Linear(6, 6), nn.ReLU(), kind(6, 6), nn.ReLU(), nn.Linear(6, 2)),
+    ).double()
+    plan = enorm.trace(model)
+    before, x = copy.deepcopy(model), images(8, 6)
+    names = {producer.module for group in plan.groups for producer in group.producers}
+    assert "2" not in names
+    assert plan.skipped
+    if plan.groups:
+        enorm.balance_(model, plan)
+    for training in (False, True):
+        torch.testing.assert_close(model.train(training)(x), before.train(training)(x))
+
+
+@pytest.mark.parametrize("kind", [lambda *_: Split(6, 6, 1), ModeGroups])
+def test_groups_that_cannot_be_told_are_walls(kind: Callable[[int, int], Any]) -> None:
+    """Which columns read which units depends on them."""
+    model = nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), kind(6, 6), nn.ReLU(), nn.Conv1d(6, 2, 1))
+    plan = enorm.trace(model)
+    assert plan.groups == ()
+    assert plan.skipped
+
+
+def test_a_hook_on_a_subclass_is_a_wall() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), OwnLinear(6, 6), nn.ReLU(), OwnLinear(6, 2))
+    model[2].register_forward_hook(lambda module, args, output: output + 1)
+    plan = enorm.trace(model)
+    assert plan.groups == ()
