@@ -113,8 +113,8 @@ def page(statuses: dict[str, str], survivors: list[Survivor]) -> tuple[str, list
     listed = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     text = (
         f"# Mutation score\n\nMade by `python -m properties.meta.mutation` at commit `{commit}`: "
-        "`mutmut`\nchanges `enorm/` in one place at a time; the tests (4 examples per property) and "
-        "the type\n"
+        "`mutmut`\nchanges `enorm/` in one place at a time; the tests (4 examples per "
+        "property) and the type\n"
         f"checker have to notice.\n\n**{100 * caught / tried:.1f} %** of {tried} changes are "
         f"noticed ({listed}).\n\n## What survives\n\n"
         "| function | was | became | why no test can or should tell |\n| --- | --- | --- | --- |\n"
