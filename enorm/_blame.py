@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from enorm._homogeneous import BATCH_NORMS, CHANNEL_AXES, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED
 from enorm._plan import Group, Plan
+from enorm._sharded import class_of
 
 _LAYERS = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
 
@@ -33,7 +34,7 @@ def watched(model: nn.Module, plan: Plan | None) -> Iterator[dict[str, Tensor]]:
     handles = [
         module.register_forward_hook(keep(name))
         for name, module in model.named_modules()
-        if name in names and type(module) in _LAYERS
+        if name in names and class_of(module) in _LAYERS
     ]
     try:
         yield seen
@@ -44,13 +45,14 @@ def watched(model: nn.Module, plan: Plan | None) -> Iterator[dict[str, Tensor]]:
 
 def _by_unit(module: nn.Module, output: Tensor) -> Tensor:
     """``(units, values)``; a copy."""
-    kind = type(module)
+    kind = class_of(module)
     positions = CONVOLUTIONS.get(kind, TRANSPOSED.get(kind))
     if positions is not None:
         axis = -1 - positions
     else:
         axis = -1 if kind is nn.Linear else CHANNEL_AXES.get(kind, 1)
-    return output.movedim(axis, 0).flatten(1).clone()
+    units = output.movedim(axis, 0)
+    return units.reshape(len(units), -1).clone()
 
 
 def largest_change(

@@ -32,7 +32,9 @@ def name_modules(graph_module: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if node.op != "call_function" or (found := _stand_in(graph_module, node)) is None:
             continue
         owner, value, module = found
-        place = f"stand_in_{len(replaced)}"
+        place = f"stand_in_{node.name}"
+        while hasattr(graph_module, place):
+            place += "_"
         graph_module.add_submodule(place, module)
         with graph.inserting_before(node):
             call = graph.call_module(place, (value,))
@@ -75,7 +77,7 @@ def _stand_in(graph_module: fx.GraphModule, node: fx.Node) -> tuple[str, fx.Node
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     value, weight, bias = (given.pop(name, None) for name in ("input", "weight", "bias"))
     owner, own = _parameter(graph_module, weight, "weight")
-    if make is None or own is None or not isinstance(value, fx.Node):
+    if make is None or own is None or own.numel() == 0 or not isinstance(value, fx.Node):
         return None
     its_owner, its = _parameter(graph_module, bias, "bias")
     if bias is not None and (its is None or its_owner != owner):

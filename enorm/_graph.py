@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import inspect
@@ -10,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted, unseen_call
-from enorm._functional import attribute, name_modules, owner_of
+from enorm._functional import attribute, name_modules
 from enorm._homogeneous import registered_functions, registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks, why_not
@@ -55,17 +57,13 @@ class Recording:
     read: frozenset[int]
     kept: frozenset[fx.Node]
 
-    def modules(self) -> dict[str, nn.Module]:
-        """What stands in for functions, by the name of the module whose parameters it holds."""
+    def calls(self) -> dict[fx.Node, nn.Module]:
+        """What each node calls that calls a module: the model's own, or what stands in for it."""
         return {
-            owner_of(node): self.graph_module.get_submodule(str(node.target))
-            for node in self.calls()
-            if owner_of(node) != node.target
+            node: self.graph_module.get_submodule(str(node.target))
+            for node in self.graph_module.graph.nodes
+            if node.op == "call_module"
         }
-
-    def calls(self) -> list[fx.Node]:
-        """Calls of modules."""
-        return [node for node in self.graph_module.graph.nodes if node.op == "call_module"]
 
 
 def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Recording]:
@@ -107,7 +105,8 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
         UnsupportedModel: it cannot be traced.
     """
     check_kind(model)
-    graph_module, _ = _recorded(model, given)
+    with untouched(model):
+        graph_module, _ = _recorded(model, given)
     name_modules(graph_module)
     return graph_module
 
@@ -206,6 +205,39 @@ class _Tracer(fx.Tracer):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._proxies: list[weakref.ref[fx.Proxy]] = []
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self._parameters = dict(root.named_parameters(remove_duplicate=False))
+        with contextlib.ExitStack() as stack:
+            for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                stack.enter_context(mock.patch.object(kind, "_check_input_dim", _unchecked(kind)))
+            return super().trace(root, concrete_args)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind in ("get_attr", "call_module"):
+            self._check_own(str(target))
+        return super().create_node(kind, target, *args, **kwargs)
+
+    def _check_own(self, target: str) -> None:
+        """Raise if the forward code has put other parameters where the model has its own.
+
+        As ``torch.func.functional_call`` does: what they are called now says nothing.
+        """
+        holder, _, key = target.rpartition(".")
+        owner = self.root.get_submodule(holder)
+        found: Any = owner._modules.get(key)
+        inside = (
+            {target: owner._parameters.get(key)}
+            if found is None
+            else {f"{target}.{name}": one for name, one in found.named_parameters()}
+        )
+        for name, parameter in inside.items():
+            if self._parameters.get(name) is not parameter:
+                raise UnsupportedModel(
+                    f"{type(self.root).__name__} cannot be traced: its forward code puts another "
+                    f"parameter in the place of {name!r}. {_ESCAPE}"
+                )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         made = super().proxy(node)
@@ -223,6 +255,17 @@ class _Tracer(fx.Tracer):
         # What hooks make of a value is not in the forward code, nor is scripted code readable.
         opaque = type(m) in registered_modules() or own_hooks(m) or is_scripted(m)
         return opaque or super().is_leaf_module(m, module_qualified_name)
+
+
+def _unchecked(kind: type[nn.Module]) -> Any:
+    """``_check_input_dim`` of a BatchNorm, which lets values without a shape pass."""
+    check = vars(kind)["_check_input_dim"]
+
+    def method(self: nn.Module, input: Any) -> None:
+        if not isinstance(input, fx.Proxy):
+            check(self, input)
+
+    return method
 
 
 class _Reads(TorchFunctionMode):

@@ -29,26 +29,26 @@ def unusable(
     """Modules that cannot be rescaled, or cannot be looked through, by name; and why."""
     modules = dict(model.named_modules(remove_duplicate=False))
     calls: Counter[str] = Counter()
-    uses: dict[str, set[str]] = {}
-    stand_ins: dict[str, nn.Module] = {}
+    # Of each name what is called by it, or stands in for functions of its parameters.
+    uses: dict[str, dict[_Use, nn.Module]] = {}
+    leaves: set[str] = set()
     read: set[str] = set()
     for recording in recordings:
         nodes = recording.graph_module.graph.nodes
-        called = Counter(map(owner_of, recording.calls()))
+        called = recording.calls()
         # Called once in train and once in eval mode is called once.
-        calls |= called
-        stand_ins |= recording.modules()
-        for name in called:
-            uses.setdefault(name, set()).add(_layout((modules | recording.modules())[name]))
+        calls |= Counter(map(owner_of, called))
+        leaves |= {str(node.target) for node in called}
+        for node, module in called.items():
+            uses.setdefault(owner_of(node), {})[_use(module)] = module
         read |= {str(node.target) for node in nodes if node.op == "get_attr"}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
     shared = set(sharing(model))
     inside = {
         child: name
-        for name in calls
+        for name in leaves
         for child in modules
-        # What calls a function on its own parameters is looked into.
-        if name in modules and name not in stand_ins and child.startswith(f"{name}.")
+        if name in modules and child.startswith(f"{name}.")
     }
     reasons: dict[str, str] = {}
     for name, module in modules.items():
@@ -85,14 +85,18 @@ def unusable(
             reasons[name] = "it has no units"
         elif any(value.is_inference() for value in own.values()):
             reasons[name] = "its parameters were made in inference mode, and cannot be written"
-        elif (wrong := _wrong_shape(stand_ins.get(name) or module)) is not None:
+        elif (wrong := _wrong_shape(next(iter(uses.get(name, {}).values()), module))) is not None:
             reasons[name] = wrong
     return reasons
 
 
-def _layout(module: nn.Module) -> str:
-    """What decides which axes of its parameters are whose."""
-    return f"{type(module).__name__}, {getattr(module, 'groups', 1)} groups"
+_Use = tuple[type[nn.Module], int, bool]
+
+
+def _use(module: nn.Module) -> _Use:
+    """What decides which axes of which parameters are whose."""
+    has_bias = module._parameters.get("bias") is not None
+    return type(module), getattr(module, "groups", 1), has_bias
 
 
 _PAIR = ("weight", "bias")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from enorm._functional import owner_of
 from enorm._graph import UnsupportedModel, symbolic_trace
 from enorm._homogeneous import (
     BATCH_NORMS,
@@ -128,10 +129,13 @@ class _RunningError(fx.Interpreter):
         # Elementwise operations round in the dtype of the layers around them.
         dtypes = [value.dtype for value in graph_module.parameters() if value.is_floating_point()]
         self.dtype = dtypes[0] if dtypes else torch.float64
+        self.owners = {node.target: owner_of(node) for node in graph_module.graph.nodes}
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module: Any = self.fetch_attr(target)
-        name = f"{target} ({type(module).__name__})"
+        name = f"{self.owners[target]} ({type(module).__name__})"
+        # It may read a parameter or a buffer.
+        args = tuple(_Bounded.exact(one) if isinstance(one, Tensor) else one for one in args)
         kind = type(module)
         if kind is nn.Linear or kind in CONVOLUTIONS or (kind in TRANSPOSED and len(args) == 1):
             return self._layer(module, args[0])

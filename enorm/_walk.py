@@ -57,7 +57,7 @@ class Walk:
     def __init__(
         self, model: nn.Module, batchnorm: BatchNormRule, reasons: Mapping[str, str]
     ) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules: dict[fx.Node, nn.Module] = {}
         self.batchnorm = batchnorm
         self.unusable = reasons
         self.shapes: dict[fx.Node, torch.Size] = {}
@@ -79,12 +79,12 @@ class Walk:
         graph = recording.graph_module.graph
         self.shapes.update(recording.shapes)
         self.given |= bool(recording.shapes)
-        self.modules |= recording.modules()
+        self.modules |= recording.calls()
         self.called |= set(map(owner_of, recording.calls()))
         # Nodes whose value reaches a weight: behind the others there is nothing to rescale.
         for node in reversed(graph.nodes):
             weighted = node.op == "call_module" and any(
-                True for _ in self.modules[owner_of(node)].parameters()
+                True for _ in self.modules[node].parameters()
             )
             if node in self.above or weighted:
                 self.above.update((node, *node.all_input_nodes))
@@ -124,7 +124,7 @@ class Walk:
                 self._end(source, "its activations are also an output of the model")
             return None
         if node.op == "call_module":
-            return self._visit_module(node, self.modules[owner_of(node)])
+            return self._visit_module(node, self.modules[node])
         if node.op in ("call_function", "call_method"):
             return self._visit_function(node)
         if node.op == "get_attr":
@@ -513,6 +513,8 @@ class Walk:
             self._note(node, reason)
         elif axis is None:
             self._note(node, self._ask("the shape of its input is not known"))
+            # In the other mode it may be.
+            self._units(name, bias, features).root().pinned = True
         if axis is None or features == 0:
             return None
         if reason is not None:
@@ -605,7 +607,7 @@ class Walk:
         if len(sources) < 2 or not any(self.signals[source] for source in sources):
             return self.signals[sources[0]] if sources else None
         # Slopes are values too, but carry no units.
-        transposed = node.op == "call_module" and type(self.modules[owner_of(node)]) in TRANSPOSED
+        transposed = node.op == "call_module" and type(self.modules[node]) in TRANSPOSED
         with_others = transposed or node.target in _WITH_OTHERS
         is_first = bool(node.args) and node.args[0] is sources[0]
         if with_others and is_first and not any(self.signals[one] for one in sources[1:]):
@@ -645,7 +647,7 @@ class Walk:
 
     def _where(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return f"{owner_of(node)} ({type(self.modules[owner_of(node)]).__name__})"
+            return f"{owner_of(node)} ({type(self.modules[node]).__name__})"
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         # Attribute reads are recorded before fx knows which module's code asks for them.
         stack = node.meta.get("nn_module_stack") or {} if node.target is not getattr else {}
