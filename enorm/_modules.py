@@ -95,8 +95,7 @@ _Use = tuple[type[nn.Module], int, bool]
 
 def _use(module: nn.Module) -> _Use:
     """What decides which axes of which parameters are whose."""
-    has_bias = module._parameters.get("bias") is not None
-    return type(module), getattr(module, "groups", 1), has_bias
+    return type(module), getattr(module, "groups", 1), _is_set(module, "bias")
 
 
 _PAIR = ("weight", "bias")
