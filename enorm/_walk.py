@@ -217,7 +217,7 @@ class Walk:
             end = _argument(node, 2, "end_dim", -1)
             return self._flatten(node, start, end)
         if is_layer(target):
-            return self._wall(node, "reads a weight or bias that is no module's, or computed")
+            return self._wall(node, "its weight is not, as it stands, the parameter of one module")
         if target in SUMS:
             return self._sum(node)
         if target in PRODUCTS or target in QUOTIENTS:
