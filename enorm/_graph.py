@@ -210,8 +210,9 @@ class _Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         with contextlib.ExitStack() as stack:
-            for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-                stack.enter_context(mock.patch.object(kind, "_check_input_dim", _unchecked(kind)))
+            for kind, counts in _BATCH_NORM_DIMENSIONS.items():
+                recorded = _recorded_check(kind, counts)
+                stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
             return super().trace(root, concrete_args)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -257,13 +258,20 @@ class _Tracer(fx.Tracer):
         return opaque or super().is_leaf_module(m, module_qualified_name)
 
 
-def _unchecked(kind: type[nn.Module]) -> Any:
-    """``_check_input_dim`` of a BatchNorm, which lets values without a shape pass."""
+# How many axes a BatchNorm's own code asks for.
+_BATCH_NORM_DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+
+
+def _recorded_check(kind: type[nn.Module], counts: Sequence[int]) -> Any:
+    """``_check_input_dim`` of a BatchNorm, for values of the graph an assertion in it."""
     check = vars(kind)["_check_input_dim"]
 
     def method(self: nn.Module, input: Any) -> None:
         if not isinstance(input, fx.Proxy):
             check(self, input)
+        elif len(counts) == 1:
+            axes: Any = input.dim()
+            torch._assert(axes == counts[0], f"expected {counts[0]} axes")
 
     return method
 

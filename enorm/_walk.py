@@ -62,6 +62,7 @@ class Walk:
         self.unusable = reasons
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.given = False
+        self.asserted: dict[fx.Node, int] = {}
         self.numbers: set[fx.Node] = set()
         self.dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
         self.signals: dict[fx.Node, Signal | None] = {}
@@ -96,6 +97,8 @@ class Walk:
                 self.shapes[node] = value.shape
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
+            if (asserted := _asserted(node)) is not None:
+                self.asserted |= asserted
             self.signals[node] = self._visit(node)
             if node in recording.kept:
                 self._end(node, "the forward code keeps its activations")
@@ -527,13 +530,17 @@ class Walk:
         """Number of axes of a normalization's input, batch included."""
         if node in self.shapes:
             return len(self.shapes[node])
+        if (source := node.all_input_nodes[0]) in self.asserted:
+            return self.asserted[source]
         if signal is None or kind not in (nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm):
             return None if signal is None else signal.dimensions
         return 1 - signal.axis if signal.dimensions is None else signal.dimensions
 
     def _dimensions_of(self, node: fx.Node, signal: Signal) -> int | None:
         """Number of axes of a value that carries units."""
-        return len(self.shapes[node]) if node in self.shapes else signal.dimensions
+        if node in self.shapes:
+            return len(self.shapes[node])
+        return self.asserted.get(node, signal.dimensions)
 
     def _broadcast(self, node: fx.Node, signal: Signal, other: Any) -> int | None:
         """Number of axes of ``node``, which combines a signal with another value."""
@@ -714,6 +721,21 @@ def _is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
     sources = node.all_input_nodes
     of_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
     return of_python and bool(sources) and all(one in numbers for one in sources)
+
+
+def _asserted(node: fx.Node) -> dict[fx.Node, int] | None:
+    """The number of axes that ``torch._assert(x.dim() == n)`` leaves a value."""
+    if node.target is not torch._assert or not isinstance(node.args[0], fx.Node):
+        return None
+    equation = node.args[0]
+    if equation.target is not operator.eq:
+        return None
+    counted, count = equation.args
+    if not isinstance(counted, fx.Node) or not isinstance(count, int):
+        return None
+    if counted.target == "dim" or _is_attribute(counted, "ndim"):
+        return {counted.all_input_nodes[0]: count}
+    return None
 
 
 def _is_attribute(value: Any, name: str) -> bool:

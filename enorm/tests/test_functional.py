@@ -460,6 +460,50 @@ def test_subclasses_of_batchnorm(kind: type[nn.BatchNorm2d]) -> None:
         kind(6)(images(8, 6))
 
 
+class Asserts(nn.BatchNorm2d):
+    """The axes of its input are known even behind a wall."""
+
+    def __init__(self, features: int, way: str) -> None:
+        super().__init__(features)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The lines that are recorded."""
+        if self.way == "parent":
+            return super().forward(x)
+        if self.way == "dim":
+            torch._assert(x.dim() == 4, "images only")
+        elif self.way == "ndim":
+            torch._assert(x.ndim == 4, "images only")
+        elif self.way == "other value":
+            torch._assert(F.relu(x).dim() == 4, "images only")
+        elif self.way == "other relation":
+            torch._assert(x.dim() >= 4, "images or films")
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training
+        )
+
+
+@pytest.mark.parametrize(
+    ("way", "known"),
+    [
+        *(("parent", True), ("dim", True), ("ndim", True)),
+        *(("other value", False), ("other relation", False), ("none", False)),
+    ],
+)
+def test_axes_that_the_code_asserts(way: str, known: bool) -> None:
+    """Without them, and without example inputs, nobody knows which axis is the second."""
+    model = uneven(lambda: nn.Sequential(nn.Sigmoid(), Asserts(3, way), nn.Conv2d(3, 2, 1)))
+    plan = enorm.trace(model)
+    assert [group.size for group in plan.groups] == [3] * known
+    assert ("the shape of its input is not known: pass example_inputs" in str(plan)) != known
+    before, x = copy.deepcopy(model), images(4, 3, 5, 5)
+    assert enorm.trace(model, x).groups
+    enorm.balance_(model, enorm.trace(model, x))
+    assert not torch.equal(model.get_parameter("1.weight"), before.get_parameter("1.weight"))
+    torch.testing.assert_close(model(x), before(x))
+
+
 def test_bounds_and_verification_change_nothing() -> None:
     """Not even a count of batches, whatever the forward code does with it."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), NormThenRelu(6), nn.Conv2d(6, 2, 1))
@@ -470,14 +514,14 @@ def test_bounds_and_verification_change_nothing() -> None:
         assert torch.equal(value, kept[name]), name
 
 
-@pytest.mark.parametrize("known", [OwnGroupNorm(2, 6), NormThenRelu(6)])
-def test_axes_that_one_mode_does_not_tell(known: nn.Module) -> None:
+@pytest.mark.parametrize("make", [lambda: OwnGroupNorm(2, 6), lambda: Asserts(6, "none")])
+def test_axes_that_one_mode_does_not_tell(make: Callable[[], nn.Module]) -> None:
     """What a normalization makes has to be known in both."""
 
     class Ways(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 6, 1), copy.deepcopy(known)
+            self.conv, self.norm = nn.Conv2d(3, 6, 1), make()
             self.head, self.other = nn.Conv2d(6, 2, 1), nn.Conv2d(6, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
