@@ -394,10 +394,11 @@ def _cure(claim: Claim, runs: Runs) -> Finding:
 
 
 def _stuck(claim: Claim, runs: Runs) -> Finding:
-    own = _of(runs.finished, claim.options["series"])["accuracy"].dropna()
-    if own.empty:
+    table = _of(runs.finished, claim.options["series"]).dropna(subset="accuracy")
+    if table.empty:
         return Finding(claim, "not run")
-    most = claim.options["most"]
+    own, most = table["accuracy"], claim.options["most"]
+    by_depth = (own <= most).groupby(table["depth"]).agg(["sum", "count"])
     verdict: Verdict = "inconclusive"
     if len(own) >= _AGREEING_SEEDS and (own <= most).all():
         verdict = "reproduced"
@@ -409,7 +410,8 @@ def _stuck(claim: Claim, runs: Runs) -> Finding:
         f"{own.mean():.1f} %",
         f"{own.min():.1f} to {own.max():.1f} %",
         f"{len(own)} runs",
-        f"{int((own <= most).sum())} of {len(own)} runs end at or below {most:.0f} %",
+        f"end at or below {most:.0f} %, by depth: "
+        + ", ".join(f"{depth}: {row['sum']}/{row['count']}" for depth, row in by_depth.iterrows()),
     )
 
 
