@@ -34,7 +34,8 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     """Test accuracy by depth, one panel per series.
 
     Every run is a point, the mean a line; behind it the published curve with the band of
-    :func:`repro.statistics.band` and, grey, the other series' means.
+    :func:`repro.statistics.band` and, grey, the other series' means; behind a consideration, which
+    has no published curve, the mean of the series that it changes.
     """
     found = runs.of(experiment)
     present = [one for one in experiment.series if one.id in set(found.table["series"])]
@@ -42,6 +43,7 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     lines = -(-len(present) // columns)
     figure = Figure(figsize=(max(5.0, 3.0 * columns), 3.6 * lines + 0.6), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    depths = sorted(set(found.table["depth"]))
     means = {
         one.id: found.finished[found.finished["series"] == one.id]
         .groupby("depth")["accuracy"]
@@ -49,8 +51,12 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
         for one in present
     }
     for panel, series in zip(panels, present, strict=False):
+        if experiment.figure is None:
+            unchanged = runs.finished[runs.finished["series"] == _unchanged(series)]
+            mean = unchanged.groupby("depth")["accuracy"].mean().dropna()
+            panel.plot(mean[mean.index.isin(depths)], ".-", color="0.7", lw=1, zorder=1)
         for other in present:
-            if other.id != series.id and len(present) <= 4:
+            if other.id != series.id and experiment.figure is not None and len(present) <= 4:
                 panel.plot(means[other.id], color="0.82", lw=1, zorder=1)
         _accuracy_panel(panel, experiment, found, series)
         panel.plot(means[series.id], color=_COLORS[series.method], lw=1.6, zorder=3)
@@ -62,7 +68,6 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     for panel in panels[max(0, len(present) - columns) : len(present)]:
         panel.set_xlabel("intermediary layers (depth)")
         panel.tick_params(labelbottom=True)
-    depths = sorted(set(found.table["depth"]))
     panels[0].set_xticks(depths, [str(depth) for depth in depths])
     # Ticks alone would end the axis in the middle of the outermost points.
     panels[0].set_xlim(min(depths) - 1, max(depths) + 1)
@@ -71,7 +76,10 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     handles = [
         Line2D([], [], color="0.3", marker="o", mfc="none", lw=1.6, label="here: runs and mean")
     ]
-    if len(present) <= 4:
+    if experiment.figure is None:
+        label = "here: the same without the change"
+        handles.append(Line2D([], [], color="0.7", marker=".", lw=1, label=label))
+    elif len(present) <= 4:
         handles.append(Line2D([], [], color="0.82", lw=1, label="here: the other panels' means"))
     if found.comparable and experiment.figure is not None:
         handles += [
@@ -81,6 +89,11 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", size=10)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _unchanged(series: Series) -> str:
+    """The series of Figure 2 or 3 that a consideration changes in one thing."""
+    return f"{series.method}-bias" if series.changed.get("bias") else series.method
 
 
 def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Series) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from repro import figure2, page, records, report, table
+from repro import figure, figure2, page, records, report, table
 from repro.experiments import CONSIDERATIONS, FIGURE2, SERIES, series_of
 from repro.spec import METHODS, PRESETS, Preset, learning_rates
 from repro.train import RunResult
@@ -103,6 +104,21 @@ def test_a_part_of_the_images_is_known_for_one_when_it_is_alone() -> None:
         spec = series.spec(depth=9, seed=0, epochs=60, train_images=50_000)
         assert series_of(spec, train_images=spec.train_images) == series
         assert series_of(spec, train_images=50_000) == series
+
+
+def test_a_consideration_stands_before_what_it_changes() -> None:
+    """The mean of the same method, with biases where it has them; the title gives all sizes."""
+    evidence = Path(__file__).parents[1] / "evidence" / "records"
+    runs = table.runs(list(records.read_all(evidence)))
+    shown = figure.accuracy_figure(CONSIDERATIONS, runs, "")
+    panels = {panel.get_title().replace("\n", " "): panel for panel in shown.axes}
+    for label, plain in (("BN, 40,960 images", "bn"), ("ENorm with biases, softmax", "enorm-bias")):
+        points = np.asarray(panels[label].lines[0].get_xydata()).tolist()
+        own = runs.finished[runs.finished["series"] == plain].groupby("depth")["accuracy"].mean()
+        assert points == [[depth, own[depth]] for depth, _ in points]
+        assert len(points) > 1
+    specs = [series.spec(9, 0, 60, 50_000) for series in (SERIES["bn-40960-images"], SERIES["bn"])]
+    assert table.describe(specs).endswith("60 epochs on 40,960 or 50,000 images")
 
 
 def test_a_depth_given_twice_is_run_once() -> None:
