@@ -210,8 +210,8 @@ class _Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         with contextlib.ExitStack() as stack:
-            for kind, counts in _BATCH_NORM_DIMENSIONS.items():
-                recorded = _recorded_check(kind, counts)
+            for kind, count in _BATCH_NORM_AXES.items():
+                recorded = _recorded_check(kind, count)
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
             return super().trace(root, concrete_args)
 
@@ -258,20 +258,20 @@ class _Tracer(fx.Tracer):
         return opaque or super().is_leaf_module(m, module_qualified_name)
 
 
-# How many axes a BatchNorm's own code asks for.
-_BATCH_NORM_DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+# How many axes a BatchNorm's own code asks for; of BatchNorm1d two or three.
+_BATCH_NORM_AXES = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
-def _recorded_check(kind: type[nn.Module], counts: Sequence[int]) -> Any:
+def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
     """``_check_input_dim`` of a BatchNorm, for values of the graph an assertion in it."""
     check = vars(kind)["_check_input_dim"]
 
     def method(self: nn.Module, input: Any) -> None:
         if not isinstance(input, fx.Proxy):
             check(self, input)
-        elif len(counts) == 1:
+        elif count is not None:
             axes: Any = input.dim()
-            torch._assert(axes == counts[0], f"expected {counts[0]} axes")
+            torch._assert(axes == count, f"expected {count} axes")
 
     return method
 

@@ -55,9 +55,10 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
             unchanged = runs.finished[runs.finished["series"] == _unchanged(series)]
             mean = unchanged.groupby("depth")["accuracy"].mean().dropna()
             panel.plot(mean[mean.index.isin(depths)], ".-", color="0.7", lw=1, zorder=1)
-        for other in present:
-            if other.id != series.id and experiment.figure is not None and len(present) <= 4:
-                panel.plot(means[other.id], color="0.82", lw=1, zorder=1)
+        elif len(present) <= 4:
+            for other in present:
+                if other.id != series.id:
+                    panel.plot(means[other.id], color="0.82", lw=1, zorder=1)
         _accuracy_panel(panel, experiment, found, series)
         panel.plot(means[series.id], color=_COLORS[series.method], lw=1.6, zorder=3)
         panel.set_title(textwrap.fill(series.label, 30), size=10)
@@ -92,7 +93,7 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
 
 
 def _unchanged(series: Series) -> str:
-    """The series of Figure 2 or 3 that a consideration changes in one thing."""
+    """The series of Figure 2 or 3 that has a published curve, of which this is a variant."""
     return f"{series.method}-bias" if series.changed.get("bias") else series.method
 
 
@@ -100,8 +101,7 @@ def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Ser
     color = _COLORS[series.method]
     rows = runs.finished[runs.finished["series"] == series.id]
     if runs.comparable and experiment.figure is not None:
-        # A variant stands before the curve of the series it varies.
-        plain = series.id if not series.changed else f"{series.method}-bias"
+        plain = _unchanged(series)
         known = published(experiment.figure, plain).dropna(subset="test_accuracy_percent")
         panel.plot(known["test_accuracy_percent"], "--", color=color, lw=1, alpha=0.6, zorder=2)
         spread = pooled(rows["accuracy"], rows["depth"])
