@@ -352,6 +352,18 @@ class CalledOrNot(nn.Module):
         return out
 
 
+class Mixed(nn.Module):
+    """The weight of one layer and the bias of another."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.other = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.linear(x, self.inner.weight, self.other.bias)
+
+
 class Borrows(nn.Module):
     """Computes with a weight that is not its own."""
 
@@ -367,7 +379,7 @@ class Borrows(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind", [Computed, Twice, Adds, Regularized, Depends, Keeps, Forgets, CalledOrNot]
+    "kind", [Computed, Twice, Adds, Regularized, Depends, Keeps, Forgets, CalledOrNot, Mixed]
 )
 def test_other_uses_are_walls(kind: Callable[[int, int], nn.Module]) -> None:
     """Nothing in front of or behind it is rescaled, and the plan says where."""
@@ -400,6 +412,7 @@ def test_groups_that_cannot_be_told_are_walls(kind: Callable[[int, int], Any]) -
 def test_models_that_are_layers_themselves() -> None:
     """They have nothing in front of them or behind, and layers without units say so."""
     assert enorm.trace(OwnLinear(6, 6)).groups == ()
+    assert enorm.trace(Block()).groups == ()
     model = nn.Sequential(nn.Linear(5, 6), OwnLinear(6, 6), nn.Linear(6, 2))
     model[1].weight = nn.Parameter(torch.empty(0, 6))
     assert enorm.trace(model).groups == ()
@@ -558,12 +571,12 @@ class Position(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(1, 5))
-        self.stand_in_linear = OwnLinear(5, 6)
-        self.first, self.last = nn.Linear(5, 6), OwnLinear(6, 2)
+        self.stand_in_linear = nn.Linear(5, 6)
+        self.place, self.last = OwnLinear(5, 6), OwnLinear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """The line that is recorded."""
-        hidden = self.first(x) + self.stand_in_linear(self.position)
+        hidden = self.stand_in_linear(x) + self.place(self.position)
         out: Tensor = self.last(F.relu(hidden))
         return out
 
