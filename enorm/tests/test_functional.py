@@ -317,6 +317,14 @@ class Split(nn.Conv1d):
         return F.conv1d(x, self.weight, self.bias, groups=x.shape[2])
 
 
+class PadsByInput(nn.Conv1d):
+    """An option that is a value of the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The line that is recorded."""
+        return F.conv1d(x, self.weight, self.bias, padding=x.shape[2] // 2)
+
+
 class ModeGroups(nn.Module):
     """Two layouts of one weight."""
 
@@ -400,13 +408,16 @@ def test_other_uses_are_walls(kind: Callable[[int, int], nn.Module]) -> None:
         torch.testing.assert_close(model.train(training)(x), before.train(training)(x))
 
 
-@pytest.mark.parametrize("kind", [lambda *_: Split(6, 6, 1), ModeGroups])
-def test_groups_that_cannot_be_told_are_walls(kind: Callable[[int, int], Any]) -> None:
-    """Which columns read which units depends on them."""
+@pytest.mark.parametrize(
+    "kind", [lambda *_: Split(6, 6, 1), lambda *_: PadsByInput(6, 6, 1), ModeGroups]
+)
+def test_options_that_cannot_be_told_are_walls(kind: Callable[[int, int], Any]) -> None:
+    """Which columns read which units, and where, depends on them."""
     model = nn.Sequential(nn.Conv1d(6, 6, 1), nn.ReLU(), kind(6, 6), nn.ReLU(), nn.Conv1d(6, 2, 1))
-    plan = enorm.trace(model)
-    assert plan.groups == ()
-    assert plan.skipped
+    for example in (None, torch.randn(2, 6, 1)):
+        plan = enorm.trace(model, example)
+        assert plan.groups == ()
+        assert plan.skipped
 
 
 def test_models_that_are_layers_themselves() -> None:
@@ -571,7 +582,7 @@ class Position(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(1, 5))
-        self.stand_in_linear = nn.Linear(5, 6)
+        self.stand_in_linear = nn.Linear(4, 6)
         self.place, self.last = OwnLinear(5, 6), OwnLinear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -584,7 +595,7 @@ class Position(nn.Module):
 def test_layers_of_parameters_and_odd_names() -> None:
     """Their bound is known, and a name that the graph might use stays the model's."""
     model = uneven(Position)
-    before, x = copy.deepcopy(model), images(8, 5)
+    before, x = copy.deepcopy(model), images(8, 4)
     plan = enorm.trace(model, x)
     assert len(plan.groups) == 1
     enorm.balance_(model, plan)
