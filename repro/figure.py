@@ -180,6 +180,7 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
     for panel, depth in zip(panels, depths, strict=False):
         panel.set_title(f"depth {depth}", size=9)
         panel.set_xlabel("epoch")
+        panel.tick_params(labelbottom=True)
         panel.grid(color="0.93")
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(depths) :]:
