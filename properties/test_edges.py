@@ -173,6 +173,8 @@ def test_parameters_stay_themselves(net: Net, order: Order, mode: str, frozen: i
             module.eval()
     for index, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(index != frozen)
+        # Of a loop that accumulates, or looks at gradients after the step.
+        parameter.grad = torch.ones_like(parameter)
     parameters = dict(model.named_parameters())
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     modes = [module.training for module in model.modules()]
@@ -182,6 +184,8 @@ def test_parameters_stay_themselves(net: Net, order: Order, mode: str, frozen: i
     assert all(value.is_leaf for value in model.parameters())
     for index, parameter in enumerate(model.parameters()):
         assert parameter.requires_grad == (index != frozen)
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.ones_like(parameter))
     assert all(torch.equal(buffers[name], value) for name, value in model.named_buffers())
     assert modes == [module.training for module in model.modules()]
     assert torch.equal(random, torch.get_rng_state())

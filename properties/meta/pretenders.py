@@ -62,6 +62,11 @@ def _thawing(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> N
     model.requires_grad_(True)
 
 
+def _zeroing_gradients(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    model.zero_grad()
+
+
 def _switching_modes(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
     was = model.training
     model.eval()
@@ -103,6 +108,7 @@ in_eval_mode_only = _around("in eval mode only", _in_eval_mode_only)
 in_full_precision_only = _around("in full precision only", _in_full_precision_only)
 narrow_layers_only = _around("narrow layers only", _narrow_layers_only)
 thawing = _around("thawing", _thawing)
+zeroing_gradients = _around("zeroing gradients", _zeroing_gradients)
 switching_modes = _around("switching modes", _switching_modes)
 running_the_model = _around("running the model", _running_the_model)
 in_new_memory = _around("in new memory", _in_new_memory)

@@ -11,6 +11,7 @@ FOUND_BY = {
     "in_full_precision_only": "test_reference.py::test_cycles_equal_algorithm_1",
     "narrow_layers_only": "test_reference.py::test_cycles_equal_algorithm_1",
     "thawing": "test_edges.py::test_parameters_stay_themselves",
+    "zeroing_gradients": "test_edges.py::test_parameters_stay_themselves",
     "switching_modes": "test_edges.py::test_parameters_stay_themselves",
     "running_the_model": "test_edges.py::test_parameters_stay_themselves",
     "in_new_memory": "test_edges.py::test_memory_stays",
