@@ -17,7 +17,16 @@ from typing import Any, Literal
 import pandas as pd
 from scipy import stats
 
-from repro.statistics import ALPHA, Estimate, Spread, bootstrap, holm, over_depths, pooled
+from repro.statistics import (
+    ALPHA,
+    MOST_SEEDS,
+    Estimate,
+    Spread,
+    bootstrap,
+    holm,
+    over_depths,
+    pooled,
+)
 from repro.table import Runs, published
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
@@ -187,7 +196,14 @@ def _dip(claim: Claim, runs: Runs) -> Estimate | None:
     spread = pooled(own["accuracy"], own["depth"])
     share = 1 / len(there) + float((1 / means["count"]).sum()) / len(means) ** 2
     mean = float(means["mean"].mean() - there.mean())
-    return Estimate(mean, spread.s * math.sqrt(share), spread, {depth: (mean, len(there))})
+    return Estimate(
+        mean,
+        spread.s * math.sqrt(share),
+        spread,
+        {depth: (mean, len(there))},
+        share=1 + 1 / len(means),
+        cells=1 + len(means),
+    )
 
 
 def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Finding:
@@ -207,15 +223,10 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
         elif verdict == "reproduced" and positive < needed:
             verdict = "inconclusive"
     notes.append(f"p = {p:.2g} (Holm)" if decided else "too few runs for a verdict")
-    if verdict == "inconclusive":
-        seeds = [estimate.seeds_needed for estimate in one.estimates]
-        depths_run = min(len(estimate.by_depth) for estimate in one.estimates)
-        if significant and depths_run < _DEPTHS:
-            notes.append("more depths are needed")
-        elif claim.test == "dip" or None in seeds or significant:
-            notes.append("more seeds are needed")
-        else:
-            notes.append(f"{max(n for n in seeds if n is not None)} seeds would show this effect")
+    if verdict == "inconclusive" and significant:
+        notes.append(_exceptions(one))
+    elif verdict == "inconclusive":
+        notes.append(_would_settle([(each, abs(each.mean)) for each in one.estimates]))
     if len(one.pairs) == 1 and claim.test == "contrast":
         pairs = paired(runs, *one.pairs[0])
         if (shown := bootstrap(pairs["difference"], pairs["seed"])) is not None:
@@ -244,6 +255,36 @@ def _counts(one: _Comparison) -> tuple[int, int, int]:
         negative = [s for s, p in zip(at, adjusted, strict=True) if s.mean < 0 and p < ALPHA]
         wrong = max(wrong, len(negative))
     return positive, wrong, len(depths)
+
+
+def _exceptions(one: _Comparison) -> str:
+    """What is missing where a contrast holds over depths, and not at as many as are claimed."""
+    if min(len(estimate.by_depth) for estimate in one.estimates) < _DEPTHS:
+        return "more depths are needed"
+    # Holm's correction takes all depths to be tested against the smallest of them.
+    needed: dict[int, int] = {}
+    for estimate in one.estimates:
+        bound = estimate.spread.quantile(ALPHA / _DEPTHS) * estimate.spread.s
+        for depth, (mean, n) in estimate.by_depth.items():
+            if mean < 0:
+                needed[depth] = max(needed.get(depth, n + 1), math.floor((bound / mean) ** 2) + 1)
+    if not needed:
+        return "more seeds are needed"
+    listed = ", ".join(f"{n} at depth {depth}" for depth, n in sorted(needed.items()))
+    return f"seeds that would show the exceptions: {listed}"
+
+
+def _would_settle(estimates: Sequence[tuple[Estimate, float]]) -> str:
+    """How many seeds bring each half-width below its margin, if means and spreads stay."""
+    if not all(estimate.spread.nu for estimate, _ in estimates):
+        return "more seeds are needed, for there is no spread yet"
+    seeds = [estimate.seeds_needed(margin) for estimate, margin in estimates]
+    known = [n for n in seeds if n is not None]
+    if len(known) < len(seeds):
+        if any(estimate.fixed for estimate, _ in estimates):
+            return "no number of seeds here would settle this effect: too few runs were published"
+        return f"more than {MOST_SEEDS} seeds would settle this effect"
+    return f"{max(known)} seeds would settle this effect"
 
 
 def _equal(claim: Claim, runs: Runs) -> Finding:
@@ -288,8 +329,9 @@ def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
     note = f"reproduced inside {_interval(band)}"
     if not found.spread.decides:
         note += "; too few runs for a verdict"
-    elif verdict == "inconclusive":
-        note += "; more seeds are needed"
+    if verdict == "inconclusive":
+        margin = min(abs(found.mean - end) for end in band)
+        note += f"; {_would_settle([(found, margin)])}"
     return Finding(
         claim, verdict, f"{found.mean:+.2f}", _interval(found.interval), _size(found), note
     )

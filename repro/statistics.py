@@ -20,7 +20,7 @@ from scipy import stats
 
 ALPHA = 0.05
 LEAST_FREEDOM = 4
-_MOST_SEEDS = 1000
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,11 @@ class Estimate:
         mean: of the depths' means.
         error: its standard error.
         spread: of a single value about its depth's mean.
-        extra: added to the interval on both sides, for what was read off a plot.
         by_depth: mean and number of values at each depth.
+        extra: added to the interval on both sides, for what was read off a plot.
+        share: ``error² / spread.s²`` if each cell had one value.
+        fixed: what of ``error² / spread.s²`` no value more of ours makes smaller.
+        cells: with values of ours.
     """
 
     mean: float
@@ -66,6 +69,9 @@ class Estimate:
     spread: Spread
     by_depth: dict[int, tuple[float, int]]
     extra: float = 0.0
+    share: float = 1.0
+    fixed: float = 0.0
+    cells: int = 1
 
     @property
     def half(self) -> float:
@@ -86,19 +92,18 @@ class Estimate:
             return float(self.mean == 0)
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.spread.nu))
 
-    @property
-    def seeds_needed(self) -> int | None:
-        """Smallest n that decides with ``t(0.975, J (n − 1)) s / sqrt(J n) < |mean|``.
+    def seeds_needed(self, margin: float) -> int | None:
+        """Smallest n in each cell that decides, with ``half < margin`` if mean and s stay.
 
-        None above 1000.
+        That is, with ν = cells (n − 1), ``t(0.975, ν) s sqrt(share / n + fixed) + extra < margin``.
+        None above 1000, or where no s is known.
         """
-        depths = len(self.by_depth)
-        if not self.spread.nu or self.mean == 0:
+        if not self.spread.nu:
             return None
-        for n in range(2, _MOST_SEEDS + 1):
-            spread = Spread(self.spread.s, depths * (n - 1))
-            t = spread.quantile()
-            if spread.decides and t * self.spread.s / math.sqrt(depths * n) < abs(self.mean):
+        for n in range(2, MOST_SEEDS + 1):
+            spread = Spread(self.spread.s, self.cells * (n - 1))
+            error = spread.s * math.sqrt(self.share / n + self.fixed)
+            if spread.decides and spread.quantile() * error + self.extra < margin:
                 return n
         return None
 
@@ -125,10 +130,12 @@ def over_depths(
         return None
     cells = kept.groupby(depths.loc[kept.index]).agg(["mean", "count"])
     spread = pooled(values, depths) if spread is None else spread
-    shares = (1 / cells["count"]).sum() + sum(1 / runs for runs in published)
-    error = spread.s * math.sqrt(float(shares)) / len(cells)
+    depths_run = len(cells)
+    fixed = sum(1 / runs for runs in published) / depths_run**2
+    error = spread.s * math.sqrt(float((1 / cells["count"]).sum()) / depths_run**2 + fixed)
     by_depth = {int(depth): (float(m), int(n)) for depth, m, n in cells.itertuples()}
-    return Estimate(float(cells["mean"].mean()), error, spread, by_depth, extra)
+    mean = float(cells["mean"].mean())
+    return Estimate(mean, error, spread, by_depth, extra, 1 / depths_run, fixed, depths_run)
 
 
 def band(spread: Spread, runs: int, published_runs: int, depths: int, reading: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from repro import claims
 from repro.claims import Finding
@@ -122,6 +125,26 @@ def test_almost_every_depth_is_open_while_depths_are_missing() -> None:
     assert "more depths are needed" in found.note
 
 
+def test_an_exception_to_always_says_how_many_seeds_would_show_it() -> None:
+    levels: dict[str, Callable[[int], float]] = {
+        "enorm+bn": lambda depth: 49.6 if depth == 1 else 51,
+        "bn": flat(50),
+    }
+    runs = made(levels, noise=0.3)
+    found = decide("enorm+bn-above-bn", runs)
+    assert found.verdict == "inconclusive"
+    said = re.search(r"seeds that would show the exceptions: (\d+) at depth 1$", found.note)
+    assert said, found.note
+    estimate = claims.contrast(runs, "enorm+bn", "bn")
+    assert estimate is not None
+    mean, n = estimate.by_depth[1]
+    # Holm's step for the smallest of ten: 0.05 / 10, both tails.
+    bound = stats.t.ppf(1 - 0.0025, estimate.spread.nu) * estimate.spread.s
+    needed = int(said[1])
+    assert needed > n
+    assert bound / math.sqrt(needed) < -mean <= bound / math.sqrt(needed - 1)
+
+
 def test_ranking_and_best_need_every_pair() -> None:
     right = {"enorm+bn": flat(53), "enorm": flat(52), "bn": flat(51), "baseline": flat(50)}
     for id in ("ranking", "enorm+bn-best", "all-above-baseline"):
@@ -159,8 +182,23 @@ def test_holm_counts_the_claims_that_are_decided_together() -> None:
 def test_curve(shift: float, noise: float, verdict: str) -> None:
     known = published(2, "enorm")["test_accuracy_percent"]
     runs = made({"enorm": lambda depth: float(known[depth]) + shift}, noise=noise)
-    assert decide("report-enorm", runs).verdict == verdict
+    found = decide("report-enorm", runs)
+    assert found.verdict == verdict
+    assert ("settle" in found.note) == (verdict == "inconclusive")
     assert decide("report-enorm", replace(runs, comparable=False)).verdict == "not run"
+
+
+def test_a_curve_at_the_end_of_its_band_is_settled_by_no_number_of_seeds() -> None:
+    known = published(2, "enorm")["test_accuracy_percent"]
+    runs = made({"enorm": lambda depth: float(known[depth]) + 1.0}, noise=0.1)
+    assert "too few runs were published" in decide("report-enorm", runs).note
+
+
+def test_seeds_that_would_settle_need_a_spread() -> None:
+    levels = {"bn": flat(51.0), "baseline": flat(50)}
+    assert "there is no spread yet" in decide("bn-above-baseline", made(levels, 1)).note
+    none = decide("bn-above-baseline", made({**levels, "bn": flat(50)}, 2, noise=50.0))
+    assert re.search(r"\d+ seeds would settle this effect", none.note), none.note
 
 
 def test_dip_and_what_one_run_may_give() -> None:

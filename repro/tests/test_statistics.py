@@ -62,7 +62,7 @@ def test_seeds_needed_are_the_fewest_that_are_enough() -> None:
     values, depths = columns([(d, v) for d in (1, 3, 5) for v in (0.1, 0.9)])
     found = statistics.over_depths(values, depths)
     assert found is not None
-    n = found.seeds_needed
+    n = found.seeds_needed(abs(found.mean))
     assert n is not None
 
     def half(n: int) -> float:
@@ -76,7 +76,24 @@ def test_seeds_needed_are_enough_for_a_verdict() -> None:
     found = statistics.over_depths(*columns([(1, 10.0), (1, 10.1), (1, 10.2)]))
     assert found is not None
     assert not found.spread.decides
-    assert found.seeds_needed == 5
+    assert found.seeds_needed(abs(found.mean)) == 5
+
+
+def test_no_number_of_seeds_outweighs_what_was_published() -> None:
+    values, depths = columns([(d, v) for d in (1, 3, 5) for v in (0.1, 0.9)])
+    found = statistics.over_depths(values, depths, published=[1, 1, 1], extra=0.1)
+    assert found is not None
+    # With seeds without end: z(0.975) s sqrt(3 / 1) / 3, and what was read off the plot.
+    least = 1.96 * found.spread.s / math.sqrt(3) + 0.1
+    assert found.seeds_needed(least) is None
+    n = found.seeds_needed(1.05 * least)
+    assert n is not None
+
+    def half(n: int) -> float:
+        t = stats.t.ppf(0.975, 3 * (n - 1))
+        return float(t * found.spread.s * math.sqrt((1 / n + 1) / 3) + 0.1)
+
+    assert half(n) < 1.05 * least <= half(n - 1)
 
 
 def test_band_covers_all_points_of_a_curve_in_95_of_100_repetitions() -> None:
