@@ -14,8 +14,10 @@ from enorm._layout import along_columns, along_rows, canonical, flattened
 from enorm._plan import Layer, Plan
 from enorm._sharded import local, rows_of
 
-# Widest log2 d for which a tensor may be multiplied by one factor after the other.
+# Widest log2 d for which a tensor may be multiplied by one factor after the other: in its own
+# dtype, and in float64, whose range is 2^±1022, where its own is within 2^±149.
 NARROW = 24.0
+_ROOMY = 400.0
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,19 @@ def write_(jobs: Sequence[Job], z: Sequence[Tensor], *, quick: bool = False) -> 
     # Asking a GPU how wide the scales are would synchronise; there the wide path serves all.
     on_cpu = z[0].device.type == "cpu"
     factors = Factors(z)
-    widest = factors.exponents.abs().amax().item() if quick and on_cpu else math.inf
+    widest = factors.exponents.abs().amax().item() if on_cpu else math.inf
     for job in jobs:
-        narrow = abs(job.power) * widest <= NARROW
-        narrow = narrow and job.tensor.dtype in (torch.float32, torch.float64)
+        mine, width = local(job.tensor), abs(job.power) * widest
+        narrow = quick and width <= NARROW and mine.dtype in (torch.float32, torch.float64)
         has_both = job.target.rows is not None and job.target.columns
-        if narrow and (not has_both or has_room(local(job.tensor))):
-            _scale_narrow_(job, factors)
+        if narrow and (not has_both or has_room(mine)):
+            _multiply_(mine, job, factors)
+        elif width <= _ROOMY and mine.dtype is not torch.float64:
+            wide = mine.double()
+            _multiply_(wide, job, factors)
+            mine.copy_(wide)
         else:
-            _scale_wide_(job, z)
+            _multiply_at_once_(job, z)
 
 
 def has_room(tensor: Tensor) -> bool:
@@ -222,12 +228,12 @@ def _own(vector: Tensor, tensor: Tensor) -> Tensor:
     return vector if rows is None else rows.own(vector)
 
 
-def _scale_narrow_(job: Job, factors: Factors) -> None:
-    """One factor after the other, in the tensor's own dtype."""
-    target, tensor, power = job.target, job.tensor, job.power
-    view, entries = flattened(target.view(local(tensor)), target.groups)
+def _multiply_(tensor: Tensor, job: Job, factors: Factors) -> None:
+    """One factor after the other, in the dtype of ``tensor``, which lies as the job's does."""
+    target, power = job.target, job.power
+    view, entries = flattened(target.view(tensor), target.groups)
     if target.rows is not None:
-        factor = _own(factors(power, tensor.dtype)[target.rows], tensor)
+        factor = _own(factors(power, tensor.dtype)[target.rows], job.tensor)
         view.mul_(along_rows(factor, view, target.groups))
     if target.columns:
         factor = target.column_vector(factors(-power, tensor.dtype), 1.0)
@@ -236,8 +242,8 @@ def _scale_narrow_(job: Job, factors: Factors) -> None:
         view.mul_(along_columns(factor, view, target.groups))
 
 
-def _scale_wide_(job: Job, z: Sequence[Tensor]) -> None:
-    """The same in float64, and rounded once: for half precision and for extreme scales."""
+def _multiply_at_once_(job: Job, z: Sequence[Tensor]) -> None:
+    """By the product of both, in float64, and rounded once: for scales however far apart."""
     target, tensor, power = job.target, job.tensor, job.power
     view = target.view(local(tensor))
     total: Tensor | float = 0.0

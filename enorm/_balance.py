@@ -228,17 +228,17 @@ def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: Factor) -> f
     total = 0.0
     for layer in plan.layers:
         weight = tensors[layer.weight].detach()
-        magnitudes = local(weight).abs().double()
+        entries = local(weight).double()
         rows = rows_of(weight)
         spread = rows is not None and rows.group is not None
         # A logarithm can hold what c_k^p and the sum cannot each hold alone.
         coefficient = log2_coefficient(plan, layer, p, c)
         if p == math.inf:
-            powers = magnitudes.amax() if magnitudes.numel() else magnitudes.new_zeros(())
+            powers = entries.abs().amax() if entries.numel() else entries.new_zeros(())
             powers = rows.largest(powers) if rows is not None and spread else powers
             total = max(total, (powers.log2() + coefficient).exp2_().item())
         else:
-            powers = magnitudes.pow_(p).sum()
+            powers = (entries.square() if p == 2 else entries.abs().pow(p)).sum()
             powers = rows.added(powers) if rows is not None and spread else powers
             total += (powers.log2() + coefficient).exp2_().item()
     return total
@@ -261,14 +261,21 @@ def _check_range(
         advice = "nothing was rescaled; use a wider dtype or a c nearer to 1"
         if not all_finite(tensor):
             raise ValueError(f"parameter {name!r} would leave the range of {kind}: {advice}")
-        old, new = (local(one.detach()).abs() for one in (before[id(tensor)], tensor))
         # Single weights may vanish beside others; a bias, or all weights of a unit, may not.
-        for axis in range(min(old.dim(), 2)):
-            others = [other for other in range(old.dim()) if other != axis]
-            least = torch.finfo(tensor.dtype).smallest_normal
-            was, is_ = ((one.amax(others) if others else one) >= least for one in (old, new))
-            if bool((was & ~is_).any()):
+        new = local(tensor.detach()).abs()
+        for axis in range(min(new.dim(), 2)):
+            gone = _subnormal(new, axis)
+            if bool(gone.any()) and bool(
+                (gone & ~_subnormal(local(before[id(tensor)]).abs(), axis)).any()
+            ):
                 raise ValueError(f"a unit of parameter {name!r} would vanish in {kind}: {advice}")
+
+
+def _subnormal(magnitudes: Tensor, axis: int) -> Tensor:
+    """Along that axis: whether all entries are below the normal numbers of their dtype."""
+    others = [other for other in range(magnitudes.dim()) if other != axis]
+    largest = magnitudes.amax(others) if others else magnitudes
+    return largest < torch.finfo(magnitudes.dtype).smallest_normal
 
 
 def _restore_(backup: list[tuple[Tensor, Tensor]]) -> None:
