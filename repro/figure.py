@@ -137,6 +137,8 @@ def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Ser
             color=color,
             rotation=90,
             size=8,
+            # Other panels' means may run behind it.
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ import enorm
 from enorm._compiled import _held
 from enorm._cycle import holds
 from enorm._masses import lost_range
+from enorm._sharded import all_finite
 from enorm._stepper import precisions
 from enorm.tests.compiler import needs_compiler
 from properties import oracle, tolerances
@@ -161,6 +163,33 @@ def test_scales_near_the_end_of_float64() -> None:
     assert result.converged
     for name in ("0.weight", "2.weight"):
         assert abs(model.get_parameter(name).item() - 1) < 1e-12
+
+
+def test_factors_far_apart_meet_before_an_entry_does() -> None:
+    """In float64 a weight times one of its two factors would be below the normal numbers."""
+    torch.manual_seed(0)
+    widths = [3, 4, 4, 2]
+    layers = [nn.Linear(*pair, bias=False) for pair in itertools.pairwise(widths)]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).double()
+    first, middle, last = (layer.weight for layer in layers)
+    with torch.no_grad():
+        first.mul_(2.0**1000)
+        middle.mul_(2.0**-60)
+        last.mul_(2.0**-1000)
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    before = model(inputs)
+    assert enorm.balance_(model).converged
+    torch.testing.assert_close(model(inputs), before, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_entry_is_enough_not_to_be_finite(dtype: torch.dtype) -> None:
+    entries = torch.ones(1000, dtype=dtype)
+    assert all_finite(entries)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not all_finite(entries.index_fill(0, torch.tensor(500), bad))
+    # A process may hold no row of a sharded weight.
+    assert all_finite(entries[:0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
