@@ -227,7 +227,7 @@ def is_registered(operation: nn.Module | Any) -> bool:
 def sizes_of(module: nn.Module, weight: Tensor) -> tuple[int, int]:
     """Input and output features or channels of a Linear or a convolution, from its weight."""
     groups: int = getattr(module, "groups", 1)
-    if type(module) in TRANSPOSED:
+    if isinstance(module, tuple(TRANSPOSED)):
         return weight.shape[0], weight.shape[1] * groups
     return weight.shape[1] * groups, weight.shape[0]
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
-from enorm._modules import fingerprint, unusable
+from enorm._modules import PAIR, fingerprint, unusable, wrong_shape
 from enorm._plan import BatchNormRule, Consumer, Group, Layer, Plan, Producer, linked
+
+_KINDS = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
 
 
 def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
@@ -23,7 +25,8 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
         model: the network.
         chains: names of modules in the order of their calls, such as
             ``["conv1", "bn1", "conv2", "fc"]``: Linear, convolutions and normalizations with
-            affine parameters. What is not named is left alone, and not counted in the energy.
+            affine parameters, or of classes made from these. What is not named is left alone, and
+            not counted in the energy.
 
     Returns:
         The plan. A layer's depth is its place in its chain; chains end together.
@@ -69,7 +72,12 @@ def _weighted(modules: dict[str, nn.Module], chain: Sequence[str]) -> int:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return type(module) in BATCH_NORMS or type(module) in LAYER_NORMS
+    return _kind(module) in BATCH_NORMS or _kind(module) in LAYER_NORMS
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Of torch's classes, the one that it is of or that its own was made from."""
+    return next((base for base in type(module).__mro__ if base in _KINDS), type(module))
 
 
 def _chain(
@@ -80,15 +88,21 @@ def _chain(
     producer: tuple[Producer, int] | None = None
     for name in chain:
         module = modules[name]
-        kind = type(module)
+        kind = _kind(module)
         weight = module._parameters.get("weight")
         bias = f"{name}.bias" if module._parameters.get("bias") is not None else None
         is_layer = kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED
         if weight is None or not (is_layer or (_is_norm(module) and weight.dim() == 1)):
             raise ValueError(
-                f"{name!r} is a {kind.__name__}: name Linear, convolutions, and normalizations "
-                "with affine parameters along one axis"
+                f"{name!r} is a {type(module).__name__}: name Linear, convolutions, and "
+                "normalizations with affine parameters along one axis"
             )
+        if more := [key for key, _ in module.named_parameters() if key not in PAIR]:
+            raise ValueError(
+                f"{name!r} cannot be rescaled: it has parameters beside weight and bias ({more[0]})"
+            )
+        if (wrong := wrong_shape(module, kind)) is not None:
+            raise ValueError(f"{name!r} cannot be rescaled: {wrong}")
         own = Producer(name, f"{name}.weight", bias)
         if not is_layer:
             if rule == "ignore" and kind in BATCH_NORMS:

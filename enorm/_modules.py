@@ -56,6 +56,9 @@ def unusable(
         names = {f"{name}.{key}" if name else key for key in own}
         if is_scripted(module):
             reasons[name] = "torch.jit has compiled it, so that its code cannot be seen"
+        # Such modules have hooks that go with the first forward.
+        elif any(is_lazy(value) for value in own.values()):
+            reasons[name] = "its parameters have no shape before the first forward"
         elif module._forward_hooks or module._forward_pre_hooks:
             reasons[name] = "forward hooks may change what passes"
         elif replaced := replaced_methods(module):
@@ -68,15 +71,13 @@ def unusable(
             reasons[name] = "its parameters serve another kind of layer in train mode"
         elif own and name in inside and calls[name]:
             reasons[name] = f"also used inside {inside[name]}"
-        elif any(is_lazy(value) for value in own.values()):
-            reasons[name] = "its parameters have no shape before the first forward"
         elif any(value.layout is not torch.strided for value in own.values()):
             reasons[name] = "its parameters are sparse"
         elif names & shared:
             reasons[name] = "its parameters share memory with others"
         elif names & read or any(storage(value) in touched for value in own.values()):
             reasons[name] = "the forward code also reads its parameters directly"
-        elif missing := [key for key in _PAIR if _is_set(module, key) and key not in own]:
+        elif missing := [key for key in PAIR if _is_set(module, key) and key not in own]:
             reasons[name] = f"its {missing[0]} is computed, not a parameter"
         elif any(value.dtype not in _DTYPES for value in own.values()):
             kinds = ", ".join(sorted({str(value.dtype) for value in own.values()}))
@@ -85,8 +86,10 @@ def unusable(
             reasons[name] = "it has no units"
         elif any(value.is_inference() for value in own.values()):
             reasons[name] = "its parameters were made in inference mode, and cannot be written"
-        elif (wrong := _wrong_shape(next(iter(uses.get(name, {}).values()), module))) is not None:
-            reasons[name] = wrong
+        else:
+            user = next(iter(uses.get(name, {}).values()), module)
+            if (wrong := wrong_shape(user, type(user))) is not None:
+                reasons[name] = wrong
     return reasons
 
 
@@ -98,17 +101,16 @@ def _use(module: nn.Module) -> _Use:
     return type(module), getattr(module, "groups", 1), _is_set(module, "bias")
 
 
-_PAIR = ("weight", "bias")
+PAIR = ("weight", "bias")
 
 
 def _is_set(module: nn.Module, key: str) -> bool:
     return isinstance(getattr(module, key, None), Tensor)
 
 
-def _wrong_shape(module: nn.Module) -> str | None:
+def wrong_shape(module: nn.Module, kind: type[nn.Module]) -> str | None:
     """Why the shapes of its parameters are none that its kind is made with."""
-    kind = type(module)
-    weight, bias = (module._parameters.get(key) for key in _PAIR)
+    weight, bias = (module._parameters.get(key) for key in PAIR)
     if weight is None:
         return None
     if kind in BATCH_NORMS or kind in LAYER_NORMS:

@@ -226,6 +226,54 @@ def test_named_layers_equal_traced_ones() -> None:
     assert (traced.groups, traced.layers) == (named.groups, named.layers)
 
 
+class Same(nn.Conv1d):
+    """A class of the user's own, as libraries have for padding."""
+
+
+class Upwards(nn.ConvTranspose1d):
+    """Likewise."""
+
+
+def test_named_layers_of_classes_made_from_torchs() -> None:
+    model = nn.Sequential(
+        Same(3, 4, 1), nn.ReLU(), Upwards(4, 6, 1), nn.ReLU(), nn.Conv1d(6, 2, 1)
+    ).double()
+    plan = enorm.plan_from_layers(model, ["0", "2", "4"])
+    assert groups(plan) == [(["0"], ["2"], 4), (["2"], ["4"], 6)]
+    assert [layer.kind for layer in plan.layers] == ["Conv1d", "ConvTranspose1d", "Conv1d"]
+    kept(model, plan, torch.randn(5, 3, 7, dtype=torch.float64))
+
+
+class Adapted(nn.Linear):
+    """Adds to what its own weight makes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.down = nn.Linear(size, 1)
+
+
+class Narrow(nn.Linear):
+    """With one bias for all units."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (Adapted(3), r"it has parameters beside weight and bias \(down\.weight\)"),
+        (Narrow(3), r"its bias has shape \(1,\), not \(3,\)"),
+        (nn.LazyLinear(3), "its parameters have no shape before the first forward"),
+    ],
+)
+def test_named_layers_that_are_more_than_their_class(layer: nn.Module, words: str) -> None:
+    model = nn.Sequential(layer, nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=f"'0' cannot be rescaled: {words}"):
+        enorm.plan_from_layers(model, ["0", "1"])
+
+
 def test_chains_end_together() -> None:
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(5)))
     plan = enorm.plan_from_layers(model, ["0", "1", "2"], ["3", "4"])

@@ -328,7 +328,7 @@ WALLS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "lazy": (
         lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.LazyLinear(6)),
         "2 (LazyLinear)",
-        "forward hooks may change what passes",
+        "its parameters have no shape before the first forward",
     ),
     "own subclass": (
         lambda: nn.Sequential(OwnLinear(6, 6), nn.ReLU(), OwnLinear(6, 6)),
