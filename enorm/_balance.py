@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from enorm._apply import following, parameters, targets_of, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._followers import Copy, Followers, Optimizers
-from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._plan import BatchNormRule, Plan, check_plan, tensors_of
 from enorm._sharded import all_finite, check_sharding, is_sharded, local, rows_of
 from enorm._solve import Factor, build_problem, log2_coefficient
 from enorm._trace import trace
@@ -115,7 +115,7 @@ def balance_(
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     check_count("max_cycles", max_cycles)
     followers = Followers(optimizer, copies, gradients=True)
-    plan = (trace(model) if plan is None else plan).under(batchnorm)
+    plan = (trace(model) if plan is None else check_plan(plan)).under(batchnorm)
     check_exponents(plan, p, c)
     if solver == "newton" and p == math.inf:
         raise ValueError("Newton's steps need a smooth norm: use another solver with p = infinity")

@@ -6,8 +6,10 @@ import contextlib
 import copy
 import gc
 import inspect
+import operator
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +93,9 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
             if node.op == "get_attr" and isinstance(value := attribute(graph_module, node), Tensor):
                 reads.storages.add(storage(value))
         recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept))
+    for recording in recordings:
+        # A value kept by one adds to its graph what the other does with it.
+        _check_kept(model, recording.graph_module.graph)
     return recordings[0], recordings[1]
 
 
@@ -123,8 +128,12 @@ def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[f
         with warnings.catch_warnings():
             # fx warns that it cannot assert the value of a default that is a number or a string.
             warnings.simplefilter("ignore")
+            for module in model.modules():
+                # Hooks of the old kind look for a tensor in the output until they find one.
+                if module._is_full_backward_hook is False:
+                    module._backward_hooks = OrderedDict()
             tracer = _Tracer(autowrap_functions=registered_functions())
-            before = Randomness()
+            before = Randomness(model)
             try:
                 graph = tracer.trace(model, concrete_args=defaults or None)
                 drawn = before.moved()
@@ -163,6 +172,16 @@ def _check_drawn(model: nn.Module, drawn: Sequence[str]) -> None:
         )
 
 
+def _check_kept(model: nn.Module, graph: fx.Graph) -> None:
+    """Raise UnsupportedModel if a value of another call takes part in this one."""
+    own = set(graph.nodes)
+    if any(source not in own for node in graph.nodes for source in node.all_input_nodes):
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced: its forward code goes on with values that "
+            f"it has kept from another call. {_ESCAPE}"
+        )
+
+
 def check_kind(model: Any) -> None:
     """Raise for what is no model, wraps one, has taken its weights apart, or hides its code.
 
@@ -197,6 +216,23 @@ def check_kind(model: Any) -> None:
             f"{type(model).__name__} cannot be traced: {reason}, and tracing sees only the forward "
             f"of the class: put that code there. {_ESCAPE}"
         )
+
+
+class _Proxy(fx.Proxy):
+    """Knows ``x *= y`` from ``x = x * y``: whatever else is ``x`` changes too."""
+
+
+def _in_place(name: str) -> Any:
+    target = getattr(operator, name)
+
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
 
 class _Tracer(fx.Tracer):
@@ -241,7 +277,7 @@ class _Tracer(fx.Tracer):
                 )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        made = super().proxy(node)
+        made = _Proxy(node, self)
         self._proxies.append(weakref.ref(made))
         return made
 
@@ -366,6 +402,8 @@ class _ShapeFinder(fx.Interpreter):
         twins: dict[int, Any] = {}
         for tensor in tensors:
             if is_lazy(tensor):
+                kind: Any = type(tensor)
+                twins[id(tensor)] = kind(requires_grad=False, device="meta", dtype=tensor.dtype)
                 continue
             twin = torch.empty_like(tensor, device="meta", requires_grad=False)
             is_parameter = isinstance(tensor, nn.Parameter)

@@ -34,10 +34,12 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
     Raises:
         ValueError: a name is unknown or named twice, a module is of another kind or is not used
             through its own parameters, or sizes do not fit.
-        TypeError: a chain is a string.
+        TypeError: the model is no module, or a chain is a string.
 
     Formula: Stock et al. 2019, §3.1.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
     reasons = unusable(model, (), frozenset())
     named: set[str] = set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import types
 from collections import Counter
 from collections.abc import Sequence, Set
 from typing import Any
@@ -169,15 +171,50 @@ def _switches(module: nn.Module) -> list[tuple[str, bool | str]]:
     )
 
 
-def _described(value: Any) -> str:
-    """The same for what is alike in another process: addresses do not belong in."""
+def _described(value: Any, deep: bool = True) -> str:
+    """The same for what is alike in another process: addresses do not belong in.
+
+    Args:
+        value: a function, or what one was made with.
+        deep: whether to look at what functions without a name of their own were made with.
+    """
     if isinstance(value, functools.partial):
-        named = {key: _described(one) for key, one in sorted(value.keywords.items())}
-        return f"{_described(value.func)}({[_described(one) for one in value.args]}, {named})"
+        named = {key: _described(one, deep) for key, one in sorted(value.keywords.items())}
+        rest = [_described(one, deep) for one in value.args]
+        return f"{_described(value.func, deep)}({rest}, {named})"
     if hasattr(value, "__qualname__"):
-        return f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+        name = f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+        # Lambdas and functions inside functions may share their name.
+        if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
+            name += _code(value.__code__)
+            name += str(_made_with(value)) if deep else ""
+        return name
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return str([_described(one) for one in value])
+        return str([_described(one, deep) for one in value])
     return type(value).__qualname__
+
+
+def _made_with(function: types.FunctionType) -> list[str]:
+    """Values that it holds, but for numbers around it, with which it may count."""
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        # It has none before it is assigned.
+        with contextlib.suppress(ValueError):
+            held = cell.cell_contents
+            if isinstance(held, bool) or not isinstance(held, (int, float)):
+                values.append(held)
+    return [_described(one, deep=False) for one in values]
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [
+        _code(one)
+        if isinstance(one, types.CodeType)
+        else str(sorted(map(repr, one)))
+        if isinstance(one, frozenset)
+        else repr(one)
+        for one in code.co_consts
+    ]
+    return f"{code.co_code.hex()}{code.co_names}{constants}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from enorm._modules import fingerprint
 
@@ -200,6 +201,21 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [head, rule, *rows]
     )
+
+
+def check_plan(plan: Any) -> Plan:
+    """The plan.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(plan, Plan):
+        kind = type(plan).__name__
+        raise TypeError(
+            f"plan must be one that enorm.trace or enorm.plan_from_layers made, got {kind}"
+            + ("; an optimizer is given as optimizer=..." if isinstance(plan, Optimizer) else "")
+        )
+    return plan
 
 
 def linked(affine: Plan, ignore: Plan) -> Plan:

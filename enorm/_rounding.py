@@ -89,6 +89,15 @@ def error_bound(
     return 1.01 * result.error
 
 
+def _positional(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What is operated on as the first argument, where the call gives it by name."""
+    named = dict(kwargs)
+    for name in ("input", "tensors"):
+        if not args and name in named:
+            args = (named.pop(name),)
+    return tuple(args), named
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode inside, each module's own mode restored after."""
@@ -133,26 +142,32 @@ class _RunningError(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module: Any = self.fetch_attr(target)
+        args, kwargs = _positional(args, kwargs)
         name = f"{self.owners[target]} ({type(module).__name__})"
         # It may read a parameter or a buffer.
         args = tuple(_Bounded.exact(one) if isinstance(one, Tensor) else one for one in args)
         kind = type(module)
-        if kind is nn.Linear or kind in CONVOLUTIONS or (kind in TRANSPOSED and len(args) == 1):
+        if args and (kind is nn.Linear or kind in CONVOLUTIONS):
             return self._layer(module, args[0])
-        if type(module) in BATCH_NORMS:
+        if kind in TRANSPOSED and len(args) == 1 and not kwargs:
+            return self._layer(module, args[0])
+        if args and kind in BATCH_NORMS:
             return self._batchnorm(name, module, args[0])
         if kind is nn.Flatten or (kind in PADDING and getattr(module, "value", 0) == 0):
             return self._moved(module, args, kwargs)
         if kind is nn.PReLU:
-            return self._prelu(module, args[0])
+            return self._prelu(module.weight, args[0])
         random = module.training and (
             kind is nn.RReLU or (isinstance(module, _DROPOUTS) and module.p > 0)
         )
         return self._operation(module, name, module, args, kwargs, random=random)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = _positional(args, kwargs)
         if target in CONCATENATIONS:
             return self._concatenated(target, args, kwargs)
+        if target in (F.prelu, torch.prelu) and len(args) == 2 and isinstance(args[1], Tensor):
+            return self._prelu(args[1], args[0])
         if target is torch.flatten or target in RESHAPES or target in PERMUTATIONS:
             return self._moved(target, args, kwargs)
         if target is getattr or not any(
@@ -172,6 +187,7 @@ class _RunningError(fx.Interpreter):
         def call(value: Any, *rest: Any, **named: Any) -> Any:
             return getattr(value, target)(*rest, **named)
 
+        args, kwargs = _positional(args, kwargs)
         if target in ("size", "dim"):
             return self._plain(call, args, kwargs)
         if target == "flatten" or target in RESHAPES or target in PERMUTATIONS:
@@ -232,7 +248,7 @@ class _RunningError(fx.Interpreter):
 
     def _arithmetic(self, operation: Any, run: Any, args: Any, kwargs: Any) -> _Bounded | None:
         """Sums, products and reductions; None for anything else."""
-        if operation in REDUCTIONS and isinstance(args[0], _Bounded):
+        if operation in REDUCTIONS and args and isinstance(args[0], _Bounded):
             value = run(args[0].value, *args[1:], **kwargs)
             error = run(args[0].error, *args[1:], **kwargs)
             terms = args[0].value.numel() // max(value.numel(), 1)
@@ -265,17 +281,14 @@ class _RunningError(fx.Interpreter):
         return _Bounded(value, error)
 
     def _concatenated(self, run: Any, args: Any, kwargs: Any) -> _Bounded:
-        parts = [
-            one if isinstance(one, _Bounded) else _Bounded.exact(one)
-            for one in (args[0] if args else kwargs.pop("tensors"))
-        ]
+        parts = [one if isinstance(one, _Bounded) else _Bounded.exact(one) for one in args[0]]
         return _Bounded(
             run([part.value for part in parts], *args[1:], **kwargs),
             run([part.error for part in parts], *args[1:], **kwargs),
         )
 
-    def _prelu(self, module: nn.PReLU, bounded: _Bounded) -> _Bounded:
-        own = module.weight.detach().double()
+    def _prelu(self, weight: Tensor, bounded: _Bounded) -> _Bounded:
+        own = weight.detach().double()
         slopes = own.view(1, -1, *[1] * (bounded.value.dim() - 2)) if own.numel() > 1 else own
         error = bounded.error + self._unit() * bounded.magnitude
         return _Bounded(F.prelu(bounded.value, own), slopes.abs().clamp(min=1) * error)

@@ -17,7 +17,7 @@ from enorm._compiled import CompiledCycles, CompiledWrite
 from enorm._cycle import PlainCycle
 from enorm._followers import Copy, Followers, Optimizers
 from enorm._masses import Precision, Workspace
-from enorm._plan import BatchNormRule, Plan, tensors_of
+from enorm._plan import BatchNormRule, Plan, check_plan, tensors_of
 from enorm._precondition import BiasPreconditioner
 from enorm._sharded import check_sharding, is_sharded
 from enorm._solve import Factor, Order, Scales, build_problem
@@ -99,7 +99,7 @@ class ENorm:
         if order not in ("cyclic", "jacobi"):
             raise ValueError(f"order must be 'cyclic' or 'jacobi', got {order!r}")
         self._followers = Followers(optimizer, copies)
-        self.plan = (trace(model) if plan is None else plan).under(batchnorm)
+        self.plan = (trace(model) if plan is None else check_plan(plan)).under(batchnorm)
         check_exponents(self.plan, p, c)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()

@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 import sys
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from enorm._memory import is_lazy, storage
 
@@ -22,27 +23,18 @@ from enorm._memory import is_lazy, storage
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Attributes, the containers in them, tensors and random states are afterwards as before."""
-    modules = list(model.modules())
-    attributes = [dict(module.__dict__) for module in modules]
-    containers: dict[int, tuple[Any, Any]] = {}
-    for found in attributes:
-        _keep_containers(list(found.values()), containers)
+    held = _Held(model)
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
     # What `tensor.data = other` replaces.
     memory = [(tensor, tensor.detach()) for tensor in tensors]
     writes = _CopyOnWrite(tensors)
-    randomness = Randomness()
+    randomness = Randomness(model)
     try:
         with writes:
             yield
     finally:
         randomness.restore()
-        for container, kept in containers.values():
-            container.clear()
-            (container.extend if isinstance(kept, (list, deque)) else container.update)(kept)
-        for module, before in zip(modules, attributes, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(before)
+        held.restore()
         for tensor, alias in memory:
             if storage(tensor) != storage(alias) or tensor.shape != alias.shape:
                 tensor.data = alias
@@ -51,36 +43,105 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 tensor.copy_(content)
 
 
-class Randomness:
-    """The generators that forward code may draw from without naming one, as they stand."""
+class _Held:
+    """What modules hold, and what lies in that: containers and objects with attributes."""
 
-    def __init__(self) -> None:
-        self._generators: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-            "Python's random": (random.getstate, random.setstate),
-            "torch's generator": (torch.get_rng_state, torch.set_rng_state),
-        }
+    def __init__(self, model: nn.Module) -> None:
+        self._containers: dict[int, tuple[Any, Any]] = {}
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self._keep(self._attributes)
+        # Such as a meter or a cache; what these hold in turn is their own affair.
+        objects = {id(one): one for one in self.values() if _has_attributes(one)}
+        belongings = [(one, dict(vars(one))) for one in objects.values()]
+        self._attributes += belongings
+        self._keep(belongings)
+
+    def _keep(self, attributes: list[tuple[Any, dict[str, Any]]]) -> None:
+        for _, found in attributes:
+            _keep_containers(list(found.values()), self._containers)
+
+    def values(self) -> Iterator[Any]:
+        """All of it."""
+        for _, found in self._attributes:
+            yield from found.values()
+        for _, kept in self._containers.values():
+            yield from kept.values() if isinstance(kept, dict) else kept
+
+    def restore(self) -> None:
+        """Everything as it was."""
+        for container, kept in self._containers.values():
+            container.clear()
+            (container.extend if isinstance(kept, (list, deque)) else container.update)(kept)
+        for one, before in self._attributes:
+            vars(one).clear()
+            vars(one).update(before)
+
+
+class Randomness:
+    """The generators that forward code may draw from, as they stand.
+
+    Those that need no name, and those that modules hold.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found: list[_Generator] = [
+            ("Python's random", random.getstate, random.setstate),
+            ("torch's generator", torch.get_rng_state, torch.set_rng_state),
+        ]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            all_states = torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+            found.append(("CUDA's generator", *all_states))
         # What nobody has imported nobody draws from, and importing it takes long.
         if (numpy := sys.modules.get("numpy")) is not None:
-            self._generators["numpy.random"] = numpy.random.get_state, numpy.random.set_state
-        self._states = {name: get() for name, (get, _) in self._generators.items()}
+            found.append(("numpy.random", numpy.random.get_state, numpy.random.set_state))
+        found += [
+            (f"a {type(value).__name__} that it holds", *access)
+            for value in _Held(model).values()
+            if (access := _access(value)) is not None
+        ]
+        self._generators = [(name, get(), get, put) for name, get, put in found]
 
     def moved(self) -> list[str]:
         """Names of those that were drawn from since."""
-        found = []
-        for name, (get, _) in self._generators.items():
-            before, now = self._states[name], get()
-            if isinstance(now, Tensor):
-                same = torch.equal(before, now)
-            else:
-                same = pickle.dumps(before) == pickle.dumps(now)
-            if not same:
-                found.append(name)
-        return found
+        return [
+            name for name, before, get, _ in self._generators if _content(before) != _content(get())
+        ]
 
     def restore(self) -> None:
         """All of them as they stood."""
-        for name, (_, put) in self._generators.items():
-            put(self._states[name])
+        for _, before, _, put in self._generators:
+            put(before)
+
+
+def _content(state: Any) -> bytes:
+    """To compare states of any make by: tensors do not pickle alike twice."""
+    numbers = tree_map(lambda one: one.tolist() if isinstance(one, Tensor) else one, state)
+    return pickle.dumps(numbers)
+
+
+_Generator = tuple[str, Callable[[], Any], Callable[[Any], Any]]
+
+
+def _access(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """How to read and set the state of a generator; None for anything else."""
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if isinstance(value, torch.Generator):
+        return value.get_state, value.set_state
+    if (numpy := sys.modules.get("numpy")) is None:
+        return None
+    if isinstance(value, numpy.random.RandomState):
+        return value.get_state, value.set_state
+    if isinstance(value, numpy.random.Generator):
+        bits = value.bit_generator
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
+    return None
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether it is an object of a Python class, none of torch's or of the language itself."""
+    others = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType)
+    return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, others)
 
 
 def _keep_containers(values: list[Any], found: dict[int, tuple[Any, Any]]) -> None:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from enorm._blame import largest_change, watched
 from enorm._graph import UnsupportedModel
-from enorm._plan import Group, Plan
+from enorm._plan import Group, Plan, check_plan
 from enorm._rounding import error_bound, in_mode
 from enorm._trace import trace
 
@@ -97,16 +97,23 @@ def verify(
             The default is eval mode.
 
     Raises:
-        TypeError: the inputs are no tensors.
+        TypeError: a model is no module, or the inputs are no tensors.
         ValueError: the outputs differ in shape or structure, or hold no tensor.
     """
+    for model in (before, after):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"before and after must be a torch.nn.Module each, got a {type(model).__name__}"
+            )
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     for value in arguments:
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"inputs must be a tensor or a tuple of tensors, got a {type(value).__name__}"
             )
-    if plan is None:
+    if plan is not None:
+        check_plan(plan)
+    else:
         # Untraceable models can still be compared.
         with contextlib.suppress(UnsupportedModel):
             plan = trace(before)
@@ -114,9 +121,9 @@ def verify(
     new, new_form, new_units = _output(after, arguments, training, plan)
     if old_form != new_form or [one.shape for one in old] != [one.shape for one in new]:
         raise ValueError("before and after must return tensors alike in number and shape")
-    difference = torch.cat([(a - b).abs().flatten() for a, b in zip(old, new, strict=True)])
-    if difference.numel() == 0:
+    if not any(one.numel() for one in old):
         raise ValueError("before and after return no numbers to compare")
+    difference = torch.cat([_apart(a, b).flatten() for a, b in zip(old, new, strict=True)])
     worst = int(difference.nan_to_num(math.inf).argmax())
     error = difference[worst].item()
     noise = _noise(before, old, arguments, training)
@@ -149,9 +156,14 @@ def _noise(
         changed, _, _ = _output(twin, arguments, training)
         for one, other in zip(outputs, changed, strict=True):
             if one.numel():
-                largest = max(largest, (one - other).abs().amax().nan_to_num(math.inf).item())
+                largest = max(largest, _apart(one, other).amax().nan_to_num(math.inf).item())
     # Against outputs that overflow by themselves nothing can be measured.
     return largest if largest < math.inf else math.nan
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """How far entries are apart: infinities of one sign, as of a mask, are not."""
+    return torch.where(one == other, 0.0, (one - other).abs())
 
 
 def _rounds(parameter: Tensor) -> bool:
@@ -168,5 +180,11 @@ def _output(
     with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training):
         torch.manual_seed(0)
         with watched(model, plan) as units:
-            leaves, form = tree_flatten(model(*arguments))
-    return [one.double() for one in leaves if isinstance(one, Tensor)], form, units
+            # The forward code may write into what it is given.
+            leaves, form = tree_flatten(model(*(one.clone() for one in arguments)))
+    tensors = [one for one in leaves if isinstance(one, Tensor)]
+    return [_real(one).double() for one in tensors], form, units
+
+
+def _real(output: Tensor) -> Tensor:
+    return torch.view_as_real(output.resolve_conj()) if output.is_complex() else output

@@ -64,6 +64,7 @@ class Walk:
         self.given = False
         self.asserted: dict[fx.Node, int] = {}
         self.numbers: set[fx.Node] = set()
+        self.long: set[fx.Node] = set()
         self.dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
         self.signals: dict[fx.Node, Signal | None] = {}
         self.depths: dict[fx.Node, int] = {}
@@ -100,8 +101,21 @@ class Walk:
             if (asserted := _asserted(node)) is not None:
                 self.asserted |= asserted
             self.signals[node] = self._visit(node)
+            if self._is_long(node):
+                self.long.add(node)
             if node in recording.kept:
                 self._end(node, "the forward code keeps its activations")
+
+    def _is_long(self, node: fx.Node) -> bool:
+        """Whether it has positions behind its channels, as far as nothing has taken them away."""
+        if node in self.modules:
+            kind = type(self.modules[node])
+            if kind in CONVOLUTIONS or kind in TRANSPOSED:
+                return True
+            if kind is nn.Flatten:
+                return False
+        shortens = node.target in _SHORTEN or node.target in REDUCTIONS or node.target in RESHAPES
+        return not shortens and any(one in self.long for one in node.all_input_nodes)
 
     def result(self) -> tuple[tuple[Group, ...], tuple[Skip, ...], tuple[Layer, ...]]:
         """Groups, walls and layers of all ways followed."""
@@ -385,7 +399,10 @@ class Walk:
         if len(pair) != 2 or signal.flattened:
             return self._wall(node, reason)
         moved = {pair[0]: pair[1], pair[1]: pair[0]}
-        return replace(signal, axis=moved.get(signal.axis, signal.axis))
+        axis = moved.get(signal.axis, signal.axis)
+        # Whose units are put elsewhere is no (N, features), as which it would be taken.
+        dimensions = signal.dimensions if axis == signal.axis else count or UNCERTAIN
+        return replace(signal, axis=axis, dimensions=dimensions)
 
     def _visit_layer(
         self, node: fx.Node, module: nn.Module, name: str, reason: str | None
@@ -422,7 +439,9 @@ class Walk:
             return UNCERTAIN
         if axis < -1:
             return 1 - axis
-        return None if signal is None else signal.dimensions
+        if signal is None:
+            return UNCERTAIN if node.all_input_nodes[0] in self.long else None
+        return signal.dimensions
 
     def _count(
         self,
@@ -682,6 +701,12 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+# After these a value may have no positions any more, beside reductions and reshapes.
+_SHORTEN = {
+    *(torch.flatten, "flatten", torch.squeeze, "squeeze", operator.getitem, torch.einsum),
+    *(torch.select, "select", "max", "min", torch.max, torch.min),
+    *(torch.logsumexp, "logsumexp", torch.norm, "norm", torch.std, "std"),
+}
 _WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
 
 

@@ -294,6 +294,39 @@ def test_chains_that_cannot_be(chain: list[str], words: str) -> None:
         enorm.plan_from_layers(Branching(), chain)
 
 
+def test_a_plan_is_no_optimizer_and_no_model_is_none() -> None:
+    """What a caller may give by mistake is named."""
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    optimizer: Any = torch.optim.SGD(model.parameters(), 0.1)
+    words = r"plan must be one that enorm\.trace .*, got SGD; an optimizer is given as optimizer="
+    with pytest.raises(TypeError, match=words):
+        enorm.balance_(model, optimizer)
+    with pytest.raises(TypeError, match=words):
+        enorm.ENorm(model, plan=optimizer)
+    nothing: Any = None
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got NoneType"):
+        enorm.plan_from_layers(nothing, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.LazyLinear(6), nn.ReLU()], (4, 5)),
+        ([nn.LazyConv2d(6, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten()], (4, 2, 3, 3)),
+    ],
+)
+def test_an_example_goes_through_lazy_layers(
+    layers: list[nn.Module], shape: tuple[int, ...]
+) -> None:
+    """They stay lazy, and nothing in front of or behind them is taken for sizes that do not fit."""
+    model = nn.Sequential(*layers, nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    plan = enorm.trace(model, torch.zeros(shape))
+    first = len(layers)
+    assert groups(plan) == [([f"{first}"], [f"{first + 2}"], 6)]
+    assert isinstance(model[0].weight, nn.UninitializedParameter)
+    assert model(torch.zeros(shape)).shape == (4, 2)
+
+
 def test_a_chain_is_no_string() -> None:
     with pytest.raises(TypeError, match="a list of module names, got the string 'conv'"):
         enorm.plan_from_layers(Branching(), "conv")

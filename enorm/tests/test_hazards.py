@@ -177,7 +177,7 @@ class Keeping(Written):
 class Box:
     """An object of the user's."""
 
-    value: object = None
+    value: Any = None
 
 
 BOX = Box()
@@ -215,6 +215,66 @@ def test_activations_that_the_code_keeps_are_outputs(
     assert groups(plan) == [(["b"], ["c"], 6)]
     reasons = [(skip.where, skip.reason) for skip in plan.skipped]
     assert reasons == [("a", "the forward code keeps its activations")]
+
+
+class Acting(nn.Module):
+    """Two layers and an activation that is a function."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(3, 3), nn.Linear(3, 3), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whatever the activation is."""
+        out: Tensor = self.b(self.act(self.a(x)))
+        return out
+
+
+def with_slope(slope: Any, inner: Any = None) -> Callable[[Tensor], Tensor]:
+    """Functions of one name, of one code."""
+    return lambda t: (inner or F.leaky_relu)(t, slope or 0.5)
+
+
+def counting() -> Callable[[Tensor], Tensor]:
+    """Counts its calls."""
+    count = 0
+
+    def act(t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return F.relu(t)
+
+    return act
+
+
+def recursive() -> Callable[[Tensor], Tensor]:
+    """Holds itself."""
+
+    def act(t: Tensor, depth: int = 0) -> Tensor:
+        return F.relu(t) if depth else act(t, 1)
+
+    return act
+
+
+def test_a_plan_is_of_the_functions_that_a_model_holds() -> None:
+    """Also where they have one name, as two lambdas do."""
+    pairs: list[tuple[Any, Any]] = [
+        (lambda t: F.relu(t), lambda t: F.gelu(t)),
+        (with_slope(None), with_slope(True)),
+        (with_slope(None), with_slope(None, F.elu)),
+        (lambda t, f=F.relu: f(t), lambda t, f=F.silu: f(t)),
+    ]
+    for one, other in pairs:
+        plan = enorm.trace(Acting(one))
+        enorm.balance_(Acting(one), plan)
+        with pytest.raises(ValueError, match="another model"):
+            enorm.balance_(Acting(other), plan)
+    for make in (counting, recursive):
+        model = Acting(make())
+        plan = enorm.trace(model)
+        model(torch.zeros(2, 3))
+        enorm.balance_(model, plan)
+        enorm.balance_(Acting(make()), plan)
 
 
 def test_what_one_mode_leaves_is_not_seen_by_the_other() -> None:
@@ -386,6 +446,157 @@ def test_draws_that_the_code_branches_on_are_refused(name: str, training: bool) 
         enorm.trace(model)
     assert [make() for make, _ in DRAWS.values()] == expected
     assert len(enorm.plan_from_layers(model, ["a", "b"]).groups) == 1
+
+
+class Drawing(Written):
+    """Leaves a layer out now and then, by a generator of its own."""
+
+    def __init__(self, generator: Any, draw: Callable[[Any], float]) -> None:
+        super().__init__(lambda m, x: None)
+        self.settings = {"generator": generator}
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> object:
+        """As LayerDrop does."""
+        h = F.relu(self.a(x))
+        if not (self.training and self.draw(self.settings["generator"]) < 0.2):
+            h = F.relu(self.b(h))
+        return self.c(h)
+
+
+OWN: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "Random": (lambda: random.Random(0), lambda own: own.random()),
+    "Generator": (lambda: np.random.default_rng(0), lambda own: own.random()),
+    "RandomState": (lambda: np.random.RandomState(0), lambda own: own.rand()),
+    "torch": (
+        lambda: torch.Generator().manual_seed(0),
+        lambda own: torch.rand((), generator=own).item(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_draws_from_generators_that_the_model_holds_are_refused(kind: str) -> None:
+    make, draw = OWN[kind]
+    model, held = Drawing(make(), draw), Box()
+    name = "Generator" if kind == "torch" else kind
+    with pytest.raises(
+        enorm.UnsupportedModel,
+        match=f"in train mode its forward code draws from a {name} that it holds",
+    ):
+        enorm.trace(model)
+    assert draw(model.settings["generator"]) == draw(make())
+    # One level down, in an object.
+    generator = make()
+    held.value = generator
+    model = Drawing(held, lambda box: draw(box.value))
+    with pytest.raises(enorm.UnsupportedModel, match=f"draws from a {name} that it holds"):
+        enorm.trace(model)
+    assert draw(generator) == draw(make())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_draws_on_a_gpu_are_refused() -> None:
+    def code(m: Written, x: Tensor) -> object:
+        h = m.a(x)
+        return m.b(F.relu(h) if torch.rand((), device="cuda").item() < 0.5 else torch.sigmoid(h))
+
+    torch.cuda.init()
+    with pytest.raises(enorm.UnsupportedModel, match="draws from CUDA's generator"):
+        enorm.trace(Written(code))
+
+
+class Meter:
+    """Averages, as a metric does."""
+
+    total: Any = 0.0
+    count = 0
+
+    def __init__(self) -> None:
+        self.history: list[Any] = []
+
+    def update(self, value: Any) -> None:
+        """One more."""
+        self.total = self.total + value
+        self.history.append(value)
+        self.count += 1
+
+
+def test_objects_that_a_model_holds_are_left_as_they_were() -> None:
+    """Values of a recording in them would break every later call."""
+
+    def metered(m: Keeping, x: Tensor) -> object:
+        m.seen[0].update(x.abs().mean())
+        return m.b(F.relu(m.a(x)))
+
+    def cached(m: Keeping, x: Tensor) -> object:
+        if not hasattr(m.seen[0], "mask"):
+            m.seen[0].mask = torch.ones_like(x)
+        return m.b(F.relu(m.a(x * m.seen[0].mask)))
+
+    for code in (metered, cached):
+        model = Keeping(code)
+        model.seen.append(Meter())
+        assert groups(enorm.trace(model)) == [(["a"], ["b"], 6)]
+        assert vars(model.seen[0]) == {"history": []}
+        assert isinstance(model(torch.zeros(2, 6)), Tensor)
+
+
+def test_values_of_another_call_are_refused() -> None:
+    def code(m: Written, x: Tensor) -> object:
+        BOX.value = x.mean() if BOX.value is None else BOX.value + x.mean()
+        return m.b(F.relu(m.a(x)))
+
+    try:
+        with pytest.raises(enorm.UnsupportedModel, match="that it has kept from another call"):
+            enorm.trace(Written(code))
+    finally:
+        BOX.value = None
+
+
+@pytest.mark.parametrize("alias", [False, True], ids=["itself", "another name"])
+def test_a_product_in_place_changes_every_name(alias: bool) -> None:
+    """``h *= y`` is no ``h = h * y`` for whoever reads the same tensor later."""
+
+    def code(m: Written, x: Tensor) -> object:
+        gate = torch.sigmoid(m.c(x))
+        h = gate if alias else gate.clone()
+        h *= F.relu(m.a(x))
+        return m.b(h) + m.c(gate)
+
+    model = Written(code)
+    assert groups(enorm.trace(model)) == []
+    assert_never_wrong(model, torch.randn(5, 6))
+
+
+def test_operators_in_place() -> None:
+    """Where both sides carry the same scales, or one none, nothing is lost."""
+
+    def code(m: Written, x: Tensor) -> object:
+        h = F.relu(m.a(x))
+        size = x.size(0)
+        size *= 2
+        size //= 2
+        h *= 2.0
+        h /= size
+        h += F.relu(h)
+        h -= 0.5 * h
+        return m.b(h)
+
+    model = Written(code)
+    assert groups(enorm.trace(model)) == [(["a"], ["b"], 6)]
+    assert groups(enorm.trace(model, torch.zeros(3, 6))) == [(["a"], ["b"], 6)]
+    assert_never_wrong(model, torch.randn(5, 6))
+    x = torch.randn(5, 6)
+    assert enorm.error_bound(model, x).shape == (5, 6)
+
+
+def test_backward_hooks_of_the_old_kind() -> None:
+    """PyTorch looks for a tensor in what the module returns, and would not find one."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 3))
+    model[0].register_backward_hook(lambda *_: None)
+    assert groups(enorm.trace(model)) == [(["0.0"], ["1"], 3)]
+    assert len(model[0]._backward_hooks) == 1
 
 
 def test_constants_with_a_gradient() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -296,7 +296,6 @@ UNKNOWN: dict[str, tuple[Callable[[], nn.Module], bool, str]] = {
     "module": (lambda: nn.Sequential(nn.Linear(6, 6), nn.GELU()), False, "1 (GELU)"),
     "function": (lambda: Written(lambda m, x: torch.sigmoid(m.a(x))), False, "sigmoid"),
     "method": (lambda: Written(lambda m, x: m.a(x).tanh()), False, "tanh"),
-    "keyword": (lambda: Written(lambda m, x: torch.relu(input=m.a(x))), False, "relu"),
     "dropout": (
         lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)),
         True,
@@ -443,3 +442,39 @@ def test_inputs_that_are_given_are_used() -> None:
     x, other = torch.zeros(1, 3), torch.ones(1, 3)
     assert enorm.error_bound(model, (x, other)).equal(enorm.error_bound(model, other))
     assert not enorm.error_bound(model, (x, other)).equal(enorm.error_bound(model, x))
+
+
+BY_NAME: list[Callable[[Written, Tensor], object]] = [
+    lambda m, x: m.b(input=F.relu(m.a(input=x))),
+    lambda m, x: m.b(F.relu(m.bn(input=m.a(x)))),
+    lambda m, x: torch.mean(input=m.b(F.relu(input=m.a(x))), dim=1),
+    lambda m, x: m.b(torch.flatten(input=F.relu(m.a(x)), start_dim=1)),
+    lambda m, x: m.c(torch.cat(tensors=[m.b(F.relu(m.a(x)))], dim=-1)),
+]
+BY_PLACE: list[Callable[[Written, Tensor], object]] = [
+    lambda m, x: m.b(F.relu(m.a(x))),
+    lambda m, x: m.b(F.relu(m.bn(m.a(x)))),
+    lambda m, x: torch.mean(m.b(F.relu(m.a(x))), 1),
+    lambda m, x: m.b(torch.flatten(F.relu(m.a(x)), 1)),
+    lambda m, x: m.c(torch.cat([m.b(F.relu(m.a(x)))], -1)),
+]
+
+
+@pytest.mark.parametrize("which", range(len(BY_NAME)))
+def test_arguments_by_their_names(which: int) -> None:
+    """The same bound as for arguments in their places."""
+    named, placed = (Written(codes[which], norm=nn.BatchNorm1d(6)) for codes in (BY_NAME, BY_PLACE))
+    placed.load_state_dict(named.state_dict())
+    x = torch.randn(5, 6)
+    assert torch.equal(bound(named, x), bound(placed, x))
+
+
+def test_slopes_given_to_the_function() -> None:
+    """Above 1 they count, as those of the module do."""
+    slopes = nn.Parameter(torch.full((6,), 5.0))
+    model = Written(lambda m, x: m.b(F.prelu(m.a(x), cast(Any, m).slopes)))
+    model.slopes = slopes
+    module = nn.Sequential(model.a, nn.PReLU(6), model.b)
+    module[1].weight = slopes
+    x = torch.randn(5, 6)
+    assert torch.equal(bound(model, x), bound(module, x))

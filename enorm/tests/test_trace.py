@@ -1089,3 +1089,37 @@ def test_plans_survive_copies_and_pickling() -> None:
     other = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="another model"):
         enorm.balance_(other, plan)
+
+
+def test_code_that_moves_features_has_no_two_axes() -> None:
+    """Nothing is known of how many it has, until an example shows it."""
+
+    def joined(m: Written, x: Tensor) -> object:
+        both = torch.cat([F.relu(m.a(x)), F.relu(m.c(x))], 1)
+        return m.b(both.transpose(-1, -2).flatten(1))
+
+    def deep(m: Written, x: Tensor) -> object:
+        return m.b(F.relu(m.a(x)).transpose(-1, -2).flatten(1))
+
+    for code, shape, width in ((joined, (5, 2, 6), 24), (deep, (5, 2, 2, 6), 24)):
+        model = Written(code)
+        model.b = nn.Linear(width, 6)
+        plan = enorm.trace(model)
+        assert plan.groups == ()
+        assert "the number of axes is not known: pass example_inputs" in reasons(plan)
+        assert enorm.trace(model, torch.zeros(shape)).groups == ()
+    model = Written(deep)
+    model.b = nn.Linear(12, 6)
+    seen = enorm.trace(model, torch.zeros(5, 2, 6))
+    assert groups(seen) == [(["a"], ["b"], 6)]
+
+
+def test_features_behind_a_wall_behind_a_convolution() -> None:
+    """A wall does not take positions away; what a batch norm takes for features are they."""
+    head = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)]
+    long = nn.Sequential(nn.Conv1d(3, 6, 1), nn.GELU(), *head)
+    assert groups(enorm.trace(long)) == []
+    assert_never_wrong(long, torch.randn(7, 3, 5))
+    short = nn.Sequential(nn.Conv1d(3, 1, 1), nn.GELU(), nn.Flatten(), *head)
+    assert groups(enorm.trace(short)) == [(["4"], ["6"], 6)]
+    assert_never_wrong(short, torch.randn(7, 3, 5))

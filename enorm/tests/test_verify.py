@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import enorm
 
@@ -180,3 +182,75 @@ def test_a_wrecked_network_is_not_kept_because_noise_wrecks_it_too() -> None:
     found = enorm.verify(before, after, torch.randn(16, 8).half())
     assert math.isnan(found.noise)
     assert not found.ok
+
+
+class Coded(nn.Module):
+    """Layers, and whatever a test makes of their outputs."""
+
+    def __init__(self, code: Callable[[Coded, Tensor], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(5, 2)
+        self.code = code
+
+    def forward(self, x: Tensor) -> object:
+        """The given code."""
+        return self.code(self, x)
+
+
+def test_code_that_writes_into_its_input() -> None:
+    """Both get what the caller gave, who finds it as it was."""
+
+    def code(m: Coded, x: Tensor) -> object:
+        x -= 0.5
+        return m.b(torch.relu(m.a(x)))
+
+    model, x = Coded(code), torch.randn(7, 5)
+    given = x.clone()
+    after = copy.deepcopy(model)
+    enorm.balance_(after)
+    assert enorm.verify(model, after, x).ok
+    assert torch.equal(x, given)
+
+
+def test_masked_outputs() -> None:
+    """Infinities of one sign are alike; those of two are not, nor is one beside a number."""
+
+    def code(m: Coded, x: Tensor) -> object:
+        return m.b(torch.relu(m.a(x))).masked_fill(torch.tensor([True, False]), -math.inf)
+
+    model = Coded(code)
+    after = copy.deepcopy(model)
+    enorm.balance_(after)
+    result = enorm.verify(model, after, torch.randn(7, 5))
+    assert result.ok
+    assert result.error < 1e-5
+    for other in (math.inf, 0.0):
+        after = Coded(lambda m, x, other=other: torch.full((7, 2), other))  # type: ignore[misc]
+        after.load_state_dict(model.state_dict())
+        assert not enorm.verify(model, after, torch.randn(7, 5)).ok
+
+
+def test_complex_outputs() -> None:
+    """The imaginary part counts."""
+
+    def code(m: Coded, x: Tensor) -> object:
+        return torch.complex(m.c(x), m.b(torch.relu(m.a(x))))
+
+    model, x = Coded(code), torch.randn(7, 5)
+    after = copy.deepcopy(model)
+    assert enorm.verify(model, after, x).ok
+    with torch.no_grad():
+        after.b.weight.mul_(5)
+    assert not enorm.verify(model, after, x).ok
+
+
+def test_what_cannot_be_compared() -> None:
+    model, x = Coded(lambda m, x: None), torch.randn(7, 5)
+    with pytest.raises(ValueError, match="return no numbers to compare"):
+        enorm.verify(model, model, x)
+    nothing: Any = None
+    words: Any = "plan"
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module each, got a NoneType"):
+        enorm.verify(model, nothing, x)
+    with pytest.raises(TypeError, match=r"plan must be one that enorm\.trace"):
+        enorm.verify(model, model, x, plan=words)
