@@ -85,7 +85,8 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
             model.train(training)
             reads = _Reads()
             with reads:
-                graph_module, kept = _recorded(model, len(inputs))
+                graph_module, kept, read = _recorded(model, len(inputs))
+            reads.storages |= read
             replaced = name_modules(graph_module)
             kept = frozenset(replaced.get(node, node) for node in kept)
             shapes = _shapes(graph_module, inputs) if inputs else {}
@@ -111,13 +112,15 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
     """
     check_kind(model)
     with untouched(model):
-        graph_module, _ = _recorded(model, given)
+        graph_module, _, _ = _recorded(model, given)
     name_modules(graph_module)
     return graph_module
 
 
-def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[fx.Node]]:
-    """The graph, and nodes whose values the forward code has put somewhere."""
+def _recorded(
+    model: nn.Module, given: int
+) -> tuple[fx.GraphModule, frozenset[fx.Node], frozenset[int]]:
+    """The graph, nodes whose values the code has put somewhere, and storages read unseen."""
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
         defaults = {
@@ -143,7 +146,8 @@ def _recorded(model: nn.Module, given: int) -> tuple[fx.GraphModule, frozenset[f
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
                 node.meta.pop("is_wrapped", None)
-            return fx.GraphModule(tracer.root, graph, type(model).__name__), tracer.kept()
+            made = fx.GraphModule(tracer.root, graph, type(model).__name__)
+            return made, tracer.kept(), frozenset(tracer.read)
     except UnsupportedModel:
         raise
     except Exception as error:
@@ -242,6 +246,8 @@ class _Tracer(fx.Tracer):
         super().__init__(**settings)
         self._proxies: list[weakref.ref[fx.Proxy]] = []
         self._parameters: dict[str, nn.Parameter] = {}
+        # Storages of what opaque modules read, which leaves no node.
+        self.read: set[int] = set()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -287,6 +293,31 @@ class _Tracer(fx.Tracer):
             gc.collect()
         alive = [one() for one in self._proxies]
         return frozenset(one.node for one in alive if one is not None)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if own_hooks(m) and not is_scripted(m) and not super().is_leaf_module(m, ""):
+            self._look_inside(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _look_inside(self, m: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note what the forward code of an opaque module reads, of the whole model's tensors."""
+        before = len(self.graph.nodes)
+        # What cannot be recorded has been no matter so far: it is opaque.
+        with contextlib.suppress(Exception):
+            m.forward(*args, **kwargs)
+        for node in reversed(list(self.graph.nodes)[before:]):
+            if node.op in ("call_module", "get_attr"):
+                self._note(str(node.target))
+            self.graph.erase_node(node)
+
+    def _note(self, target: str) -> None:
+        holder, _, key = target.rpartition(".")
+        owner = self.root.get_submodule(holder)
+        found = owner._modules.get(key)
+        tensors = [owner._parameters.get(key), owner._buffers.get(key)]
+        if found is not None:
+            tensors += [*found.parameters(), *found.buffers()]
+        self.read |= {storage(one) for one in tensors if one is not None and not is_lazy(one)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # What hooks make of a value is not in the forward code, nor is scripted code readable.

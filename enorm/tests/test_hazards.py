@@ -341,6 +341,40 @@ def test_hooks_on_containers_are_walls(weighted: bool, before: bool) -> None:
     assert all(torch.equal(value, kept[name]) for name, value in block.state_dict().items())
 
 
+class Decoding(nn.Module):
+    """Reads a layer that is none of its own."""
+
+    def __init__(self, layer: nn.Linear, kind: str) -> None:
+        super().__init__()
+        self.others, self.kind = [layer], kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """By its weight, as that of another layer, or as it is."""
+        (layer,) = self.others
+        if self.kind == "transposed":
+            return F.linear(x, layer.weight.t())
+        if self.kind == "weight":
+            return F.linear(x, layer.weight)
+        out: Tensor = layer(x)
+        if self.kind == "then fails" and out.sum() > 0:
+            return out
+        return out
+
+
+@pytest.mark.parametrize("kind", ["transposed", "weight", "layer", "then fails"])
+def test_what_a_module_with_hooks_reads_is_seen(kind: str) -> None:
+    """A hook hides what it makes of the outputs, not what the code around it reads."""
+    model: Any = nn.Sequential(
+        *(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Sigmoid())
+    )
+    model.append(Decoding(model[2], kind))
+    if kind != "then fails":
+        assert groups(enorm.trace(model)) == []
+    model[-1].register_forward_hook(lambda *_: None)
+    assert groups(enorm.trace(model)) == []
+    assert_never_wrong(model, torch.randn(5, 3))
+
+
 class OwnCall(nn.Sequential):
     """What it does is not in its forward."""
 
