@@ -11,6 +11,7 @@ from torch import Tensor
 
 from enorm._followers import Followers
 from enorm._layout import along_columns, along_rows, canonical, flattened
+from enorm._memory import overlaps_itself
 from enorm._plan import Layer, Plan
 from enorm._sharded import local, rows_of
 
@@ -103,7 +104,8 @@ def following(
 
     Raises:
         TypeError: state for which there is no rule.
-        ValueError: a copy that lacks a parameter, or shares its memory.
+        ValueError: state of another shape, a copy that lacks a parameter or shares its memory, or
+            either in memory that cannot be written with it.
         RuntimeError: a tensor that cannot be written here.
     """
     jobs = [
@@ -113,9 +115,20 @@ def following(
         for tensor, power in followers.of(target.name, tensors[target.name])
     ]
     for job in jobs:
+        name, device = job.target.name, tensors[job.target.name].device
+        if job.tensor.device != device:
+            raise ValueError(
+                f"what goes with parameter {name!r} is on {job.tensor.device}, and that is on "
+                f"{device}: put state and copies where the model is"
+            )
+        if overlaps_itself(local(job.tensor)):
+            raise ValueError(
+                f"what goes with parameter {name!r} shares memory within itself, as an expanded "
+                "tensor does: clone it"
+            )
         if job.tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(
-                f"what goes with parameter {job.target.name!r} was made in inference mode and "
+                f"what goes with parameter {name!r} was made in inference mode and "
                 "cannot be written outside of it: keep optimizer.step() and the making of copies "
                 "out of torch.inference_mode()"
             )

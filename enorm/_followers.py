@@ -49,8 +49,8 @@ def register_state_rule(kind: type[Optimizer], powers: Mapping[str, int]) -> Non
 
     Args:
         kind: the class; its subclasses need rules of their own.
-        powers: by the buffer's key in ``optimizer.state[parameter]``, for all buffers of the
-            parameter's shape.
+        powers: by the buffer's key in ``optimizer.state[parameter]``, for all buffers that are more
+            than one number. They have to be of the parameter's shape unless their power is 0.
 
     Raises:
         TypeError: ``kind`` is no class of optimizers, or a power is no whole number.
@@ -96,19 +96,29 @@ class Followers:
 
         Raises:
             TypeError: a buffer for which there is no rule.
-            ValueError: a copy that lacks the parameter, or is the model itself.
+            ValueError: a buffer of another shape; a copy that lacks the parameter, or is the model
+                itself.
         """
         for optimizer in self.optimizers:
             if parameter not in optimizer.state:
                 continue
             powers = _STATE_POWERS[type(optimizer)]
             for key, buffer in optimizer.state[parameter].items():
+                kind = type(optimizer).__name__
                 if key in powers:
                     # SGD without momentum keeps None.
-                    if buffer is not None and powers[key]:
-                        yield buffer, powers[key]
-                elif isinstance(buffer, Tensor) and buffer.shape == parameter.shape:
-                    kind = type(optimizer).__name__
+                    if buffer is None or not powers[key]:
+                        continue
+                    if buffer.shape != parameter.shape:
+                        raise ValueError(
+                            f"state {key!r} of {kind} for parameter {name!r} has shape "
+                            f"{tuple(buffer.shape)}, not {tuple(parameter.shape)}, and cannot go "
+                            "with its scales: use an optimizer without such state"
+                        )
+                    yield buffer, powers[key]
+                elif isinstance(buffer, Tensor) and (
+                    buffer.shape == parameter.shape or buffer.numel() > 1
+                ):
                     raise TypeError(
                         f"state {key!r} of {kind} for parameter {name!r} is unknown to enorm: say "
                         f"how it goes with the scales by enorm.register_state_rule({kind}, ...)"

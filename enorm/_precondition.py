@@ -57,16 +57,16 @@ class BiasPreconditioner:
         self.names = frozenset(name for names in biases for name in names)
         self.log2_a = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
         self._biases = [[tensors[name] for name in names] for names in biases]
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor, int]] = []
         self._optimizer = optimizer
         self._attach()
 
     def _attach(self) -> None:
         this = weakref.ref(self)
 
-        def before(_optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if (preconditioner := this()) is not None:
-                preconditioner._multiply(args, kwargs)
+        def before(_optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            preconditioner = this()
+            return None if preconditioner is None else preconditioner._before(args, kwargs)
 
         def after(*_: Any) -> None:
             if (preconditioner := this()) is not None:
@@ -88,23 +88,39 @@ class BiasPreconditioner:
         for log2_a, step in zip(self.log2_a, z, strict=True):
             log2_a += step
 
-    @torch.no_grad()
-    def _multiply(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the step is called with; None for what it has been."""
         # The optimizer itself is the first argument.
-        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
-            raise ValueError(
-                "precondition_bias takes no closure, whose gradients it could not reach: "
-                "call backward() and then optimizer.step()"
-            )
-        self._kept = [(gradient, gradient.clone()) for gradient, _ in self._gradients()]
+        optimizer, *rest = args
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            self._multiply()
+            return None
+
+        def preconditioned() -> Any:
+            loss = closure()
+            self._multiply()
+            return loss
+
+        return (optimizer, preconditioned), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    @torch.no_grad()
+    def _multiply(self) -> None:
+        # A step that was given up left them multiplied, unless somebody has written them since.
+        self._kept = [one for one in self._kept if one[0]._version == one[2]]
+        self._restore()
         for gradient, log2_a in self._gradients():
+            kept = gradient.clone()
             a = log2_a.exp2()
             # One a after the other: a² alone may leave float64's range, and 0 · ∞ is NaN.
             gradient.copy_(gradient.double() * a * a)
+            self._kept.append((gradient, kept, gradient._version))
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for gradient, kept in self._kept:
+        for gradient, kept, _ in self._kept:
             gradient.copy_(kept)
         self._kept = []
 

@@ -54,7 +54,7 @@ class ENorm:
             whose scales have multiplied to ``a`` since construction learns at ``lr / a²`` of its
             original scale, which diverges in deep networks with c > 1. With True, ``a²``
             multiplies its gradient while the optimizer steps, and its momentum goes with ``d``.
-            For ``torch.optim.SGD`` without closures.
+            For ``torch.optim.SGD``.
         copies: models, or tensors by name, that average this one's parameters, such as an EMA or
             an ``AveragedModel``; they are rescaled alike at every step.
         compile: let ``torch.compile`` turn the cycles and the writing of the weights into few

@@ -18,7 +18,8 @@ from enorm._trace import trace
 class ENormCallback(Callback):
     """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.fit``.
 
-    A step that mixed precision skips is none. Checkpoints carry the state along.
+    A step that mixed precision skips is none. Checkpoints carry the state along, and so does a
+    second fit of the same model; with another model ENorm starts anew.
 
     Args:
         module: the dotted name of the submodule to rescale, such as ``"model"``; ``""`` for the
@@ -42,6 +43,8 @@ class ENormCallback(Callback):
         self._options = options
         self._handle: RemovableHandle | None = None
         self._loaded: dict[str, Any] = {}
+        # Whose state that is; None for the one that is fitted next.
+        self._owner: nn.Module | None = None
         self.enorm: ENorm | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,8 +55,9 @@ class ENormCallback(Callback):
         plan = trace(model) if plan is None else plan
         optimizer = _optimizer_of(trainer.optimizers, model, plan)
         self.enorm = ENorm(model, optimizer, plan=plan, **options)
-        if self._loaded:
+        if self._loaded and self._owner in (None, model):
             self.enorm.load_state_dict(self._loaded)
+        self._owner = model
         self._handle = self.enorm.attach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -72,7 +76,7 @@ class ENormCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint: at once, or when the fit begins."""
-        self._loaded = state_dict
+        self._loaded, self._owner = state_dict, None
         if self._handle is not None and self.enorm is not None:
             self.enorm.load_state_dict(state_dict)
 

@@ -221,3 +221,63 @@ def test_what_is_no_copy() -> None:
     ):
         enorm.balance_(model, copies=[network(6)])
     assert all(map(torch.equal, before, model.parameters()))
+
+
+def adafactor() -> tuple[nn.Sequential, Optimizer]:
+    model = network()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    backward(model)
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "words"),
+    [
+        ({"variance": -2}, TypeError, r"state 'row_var' of Adafactor for parameter '.\.weight' is"),
+        (
+            {"variance": -2, "row_var": -2, "col_var": -2},
+            ValueError,
+            r"state '(row|col)_var' of Adafactor .* has shape .* cannot go with its scales",
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", ["step", "balance"])
+def test_factored_state_is_refused_before_anything_changes(
+    rule: dict[str, int], kind: type[Exception], words: str, way: str
+) -> None:
+    """Sums over rows and columns have no power of ``d`` to go with."""
+    enorm.register_state_rule(torch.optim.Adafactor, rule)
+    model, optimizer = adafactor()
+    before = tensors(model)
+    stepper = enorm.ENorm(model, optimizer, c=3.0)
+    act = stepper.step if way == "step" else lambda: enorm.balance_(model, optimizer=optimizer)
+    with pytest.raises(kind, match=words):
+        act()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_state_that_does_not_go_along_may_have_any_shape() -> None:
+    enorm.register_state_rule(torch.optim.Adafactor, {"variance": -2, "row_var": 0, "col_var": 0})
+    model, optimizer = adafactor()
+    enorm.ENorm(model, optimizer).step()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda one: one[:1].clone().expand_as(one), "shares memory within itself"),
+        (lambda one: one.to("meta"), "is on meta, and that is on cpu"),
+    ],
+)
+def test_copies_that_cannot_be_written_are_refused_before_anything_changes(
+    make: Callable[[Tensor], Tensor], words: str
+) -> None:
+    model = network()
+    before = tensors(model)
+    copies = [{name: make(one.detach()) for name, one in model.named_parameters()}]
+    with pytest.raises(ValueError, match=words):
+        enorm.ENorm(model, copies=copies).step()
+    with pytest.raises(ValueError, match=words):
+        enorm.balance_(model, copies=copies)
+    assert all(map(torch.equal, model.parameters(), before))

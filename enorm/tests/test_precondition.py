@@ -42,20 +42,64 @@ def test_it_needs_plain_sgd() -> None:
         enorm.ENorm(model, torch.optim.Adam(model.parameters()), precondition_bias=True)
 
 
-def test_a_closure_is_refused_before_anything_changes() -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_a_closure_finds_the_same_gradients(named: bool) -> None:
+    """Multiplied behind it, as otherwise in front of the step; restored after."""
+    found = []
+    for closed in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        stepper = enorm.ENorm(model, optimizer, c=1.5, precondition_bias=True)
+        stepper.attach()
+        losses: list[float] = []
+
+        def closure(model: nn.Module = model, losses: list[float] = losses) -> float:
+            backward(model)
+            losses.append(1.0)
+            return 2.5
+
+        for _ in range(4):
+            if not closed:
+                closure()
+                optimizer.step()
+            elif named:
+                assert optimizer.step(closure=closure) == 2.5
+            else:
+                assert optimizer.step(closure) == 2.5
+        assert len(losses) == 4
+        found.append([*model.parameters(), *(gradient(one) for one in model.parameters())])
+    assert all(map(torch.equal, *found))
+    assert max(float(one.abs().max()) for one in stepper.log2_scales) > 0.05
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same gradients", "others"])
+def test_a_step_that_was_given_up(again: bool) -> None:
+    """Its gradients are not multiplied once more, nor others taken for them."""
     model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    stepper = enorm.ENorm(model, optimizer, precondition_bias=True)
-    backward(model)
-    before = [parameter.clone() for parameter in model.parameters()]
-    for call in (
-        lambda: optimizer.step(lambda: 0.0),
-        lambda: optimizer.step(closure=lambda: 0.0),
-    ):
-        with pytest.raises(ValueError, match=r"takes no closure.*optimizer\.step\(\)"):
-            call()
-    assert all(map(torch.equal, model.parameters(), before))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stepper = enorm.ENorm(model, optimizer, c=1.5, precondition_bias=True)
     stepper.step()
+    plain = copy.deepcopy(stepper)
+
+    def fail(*_: object) -> None:
+        raise InterruptedError
+
+    backward(model)
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(InterruptedError):
+        optimizer.step()
+    handle.remove()
+    if again:
+        model.zero_grad(set_to_none=False)
+        torch.manual_seed(1)
+        model(torch.randn(8, 4, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    (other,) = plain._followers.optimizers
+    backward(plain._model)
+    other.step()
+    assert all(map(torch.equal, model.parameters(), plain._model.parameters()))
+    gradients = [[gradient(one) for one in one.parameters()] for one in (model, plain._model)]
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e-170, 1e170])

@@ -109,6 +109,62 @@ def test_lightning(tmp_path: Path) -> None:
     assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning_with_biases_and_a_second_model() -> None:
+    """Lightning steps with a closure; a callback that has fitted one model may fit another."""
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from enorm.lightning import ENormCallback
+
+    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    options: dict[str, Any] = {"c": 1.3, "precondition_bias": True}
+    callback = ENormCallback("net", **options)
+
+    def fit(net: nn.Module) -> None:
+        trainer = pl.Trainer(
+            max_epochs=1,
+            callbacks=[callback],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Task(net), DataLoader(Samples(named=False), BATCH))
+
+    expected = network()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9)
+    stepper = enorm.ENorm(expected, optimizer, **options)
+    stepper.attach()
+    for x, y in DataLoader(Samples(named=False), BATCH):
+        optimizer.zero_grad()
+        F.cross_entropy(expected(x), y).backward()
+        optimizer.step()
+    net = network()
+    fit(net)
+    assert_same(net, expected)
+    log2_a = callback.state_dict()["log2_a"]
+    torch.testing.assert_close(log2_a, stepper.state_dict()["log2_a"])
+    # Again: its state goes on.
+    fit(net)
+    assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
+    # Another one of the same shape: ENorm starts anew.
+    other = network()
+    fit(other)
+    assert_same(other, expected)
+    assert callback.state_dict()["calls"] == SAMPLES // BATCH
+    fit(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
+
+
 def test_lightning_with_two_optimizers() -> None:
     """Each half of a group in one of them cannot be followed; a module in one can."""
     pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
