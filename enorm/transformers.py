@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from enorm._sharded import local
 from enorm._stepper import ENorm
 
 _FILE = "enorm.pt"
@@ -22,11 +23,13 @@ class ENormCallback(TrainerCallback):
     """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.train``.
 
     A step that mixed precision skips is none. Each ``checkpoint-N`` folder gets a file
-    ``enorm.pt`` with the state, from which a resumed training continues.
+    ``enorm.pt`` with the state, from which a resumed training continues. The trainer does not tell
+    callbacks which folder it resumes from: it is looked for in ``output_dir``, and where
+    ``TrainingArguments(resume_from_checkpoint=...)`` says, and has to be of the weights at hand.
 
     Args:
-        module: the dotted name of the submodule to rescale, such as ``"resnet"``; ``""`` for the
-            model itself.
+        module: the dotted name of the submodule to rescale, such as ``"resnet.encoder"``; ``""``
+            for the model itself.
         options: of :class:`enorm.ENorm`: ``plan``, ``p``, ``c``, ``cycles`` and the others.
 
     Attributes:
@@ -59,15 +62,7 @@ class ENormCallback(TrainerCallback):
         inner = getattr(optimizer, "optimizer", optimizer)
         self.enorm = ENorm(model.get_submodule(self._module), inner, **self._options)
         if state.global_step > 0:
-            path = _checkpoint(args, state)
-            if path.exists():
-                self.enorm.load_state_dict(torch.load(path, weights_only=True))
-            else:
-                warnings.warn(
-                    f"training resumes at step {state.global_step} without {path}: ENorm starts "
-                    "anew",
-                    stacklevel=2,
-                )
+            self._resume(args, state)
         self._handle = self.enorm.attach()
 
     def on_save(
@@ -77,7 +72,8 @@ class ENormCallback(TrainerCallback):
         if self.enorm is not None and state.is_world_process_zero:
             path = _checkpoint(args, state)
             partial = path.with_suffix(".tmp")
-            torch.save(self.enorm.state_dict(), partial)
+            saved = {"state": self.enorm.state_dict(), "weights": _norms(self.enorm)}
+            torch.save(saved, partial)
             os.replace(partial, path)
 
     def on_train_end(
@@ -86,10 +82,40 @@ class ENormCallback(TrainerCallback):
         """Detach."""
         self._detach()
 
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        assert self.enorm is not None
+        places = [_checkpoint(args, state)]
+        if isinstance(args.resume_from_checkpoint, str):
+            places.append(Path(args.resume_from_checkpoint) / _FILE)
+        for path in filter(Path.exists, places):
+            saved = torch.load(path, weights_only=True)
+            if _same(_norms(self.enorm), saved.get("weights")):
+                self.enorm.load_state_dict(saved["state"])
+                return
+        warnings.warn(
+            f"training resumes at step {state.global_step} with weights that no "
+            f"{' or '.join(map(str, places))} belongs to, so that ENorm starts anew: say which "
+            "folder by TrainingArguments(resume_from_checkpoint=...)",
+            stacklevel=3,
+        )
+
     def _detach(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+def _norms(enorm: ENorm) -> torch.Tensor:
+    """1-norms of the parameters that are rescaled, to know them again by."""
+    norms = [local(one.detach()).double().abs().sum().cpu() for one in enorm._tensors.values()]
+    return torch.stack(norms)
+
+
+def _same(norms: torch.Tensor, others: torch.Tensor | None) -> bool:
+    if others is None or norms.shape != others.shape:
+        return False
+    # Another device may sum in another order.
+    return torch.allclose(norms, others, rtol=1e-9, atol=0, equal_nan=True)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

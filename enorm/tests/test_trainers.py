@@ -198,14 +198,17 @@ def test_transformers(tmp_path: Path) -> None:
                 return {"logits": logits}
             return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
-    def train(resume: str | None, folder: str) -> tuple[Any, Any]:
+    def train(
+        resume: str | None, folder: str, rate: float = 0.01, told: str | None = None
+    ) -> tuple[Any, Any]:
         model, callback = Classifier(), ENormCallback("net", **OPTIONS)
         arguments = hf.TrainingArguments(
             output_dir=str(tmp_path / folder),
             num_train_epochs=2,
             per_device_train_batch_size=BATCH,
             lr_scheduler_type="constant",
-            learning_rate=0.01,
+            learning_rate=rate,
+            resume_from_checkpoint=told,
             max_grad_norm=0.0,
             save_strategy="epoch",
             logging_strategy="no",
@@ -236,3 +239,11 @@ def test_transformers(tmp_path: Path) -> None:
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
     with pytest.warns(UserWarning, match="ENorm starts anew"):
         train(str(first), "elsewhere")
+    # A folder of the same name that another training left is none.
+    train(None, "other", 0.02)
+    with pytest.warns(UserWarning, match=r"belongs to, so that ENorm starts anew"):
+        train(str(first), "other")
+    train(None, "other", 0.02)
+    model, callback = train(str(first), "other", told=str(first))
+    assert_same(model.net, expected)
+    assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
