@@ -81,11 +81,11 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
     inputs = _inputs(model, example_inputs)
     recordings = []
     for training in (False, True):
-        with untouched(model):
+        with untouched(model) as randomness:
             model.train(training)
             reads = _Reads()
             with reads:
-                graph_module, kept, read = _recorded(model, len(inputs))
+                graph_module, kept, read = _recorded(model, len(inputs), randomness)
             reads.storages |= read
             replaced = name_modules(graph_module)
             kept = frozenset(replaced.get(node, node) for node in kept)
@@ -111,14 +111,14 @@ def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
         UnsupportedModel: it cannot be traced.
     """
     check_kind(model)
-    with untouched(model):
-        graph_module, _, _ = _recorded(model, given)
+    with untouched(model) as randomness:
+        graph_module, _, _ = _recorded(model, given, randomness)
     name_modules(graph_module)
     return graph_module
 
 
 def _recorded(
-    model: nn.Module, given: int
+    model: nn.Module, given: int, randomness: Randomness
 ) -> tuple[fx.GraphModule, frozenset[fx.Node], frozenset[int]]:
     """The graph, nodes whose values the code has put somewhere, and storages read unseen."""
     try:
@@ -136,13 +136,8 @@ def _recorded(
                 if module._is_full_backward_hook is False:
                     module._backward_hooks = OrderedDict()
             tracer = _Tracer(autowrap_functions=registered_functions())
-            before = Randomness(model)
-            try:
-                graph = tracer.trace(model, concrete_args=defaults or None)
-                drawn = before.moved()
-            finally:
-                before.restore()
-            _check_drawn(model, drawn)
+            graph = tracer.trace(model, concrete_args=defaults or None)
+            _check_drawn(model, randomness.moved())
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
                 node.meta.pop("is_wrapped", None)
@@ -306,18 +301,12 @@ class _Tracer(fx.Tracer):
         with contextlib.suppress(Exception):
             m.forward(*args, **kwargs)
         for node in reversed(list(self.graph.nodes)[before:]):
-            if node.op in ("call_module", "get_attr"):
-                self._note(str(node.target))
-            self.graph.erase_node(node)
-
-    def _note(self, target: str) -> None:
-        holder, _, key = target.rpartition(".")
-        owner = self.root.get_submodule(holder)
-        found = owner._modules.get(key)
-        tensors = [owner._parameters.get(key), owner._buffers.get(key)]
-        if found is not None:
-            tensors += [*found.parameters(), *found.buffers()]
-        self.read |= {storage(one) for one in tensors if one is not None and not is_lazy(one)}
+            if node.op == "call_module":
+                parameters = self.root.get_submodule(str(node.target)).parameters()
+                self.read |= {storage(one) for one in parameters if not is_lazy(one)}
+            # Tracing uses what reads a parameter or a buffer again.
+            if node.op != "get_attr":
+                self.graph.erase_node(node)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # What hooks make of a value is not in the forward code, nor is scripted code readable.

@@ -9,7 +9,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,17 +21,20 @@ from enorm._memory import is_lazy, storage
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Attributes, the containers in them, tensors and random states are afterwards as before."""
+def untouched(model: nn.Module) -> Iterator[Randomness]:
+    """Attributes, the containers in them, tensors and random states are afterwards as before.
+
+    Yields the generators as they stood.
+    """
     held = _Held(model)
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
     # What `tensor.data = other` replaces.
     memory = [(tensor, tensor.detach()) for tensor in tensors]
     writes = _CopyOnWrite(tensors)
-    randomness = Randomness(model)
+    randomness = Randomness(held.values())
     try:
         with writes:
-            yield
+            yield randomness
     finally:
         randomness.restore()
         held.restore()
@@ -83,7 +86,7 @@ class Randomness:
     Those that need no name, and those that modules hold.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, values: Iterable[Any]) -> None:
         found: list[_Generator] = [
             ("Python's random", random.getstate, random.setstate),
             ("torch's generator", torch.get_rng_state, torch.set_rng_state),
@@ -96,7 +99,7 @@ class Randomness:
             found.append(("numpy.random", numpy.random.get_state, numpy.random.set_state))
         found += [
             (f"a {type(value).__name__} that it holds", *access)
-            for value in _Held(model).values()
+            for value in values
             if (access := _access(value)) is not None
         ]
         self._generators = [(name, get(), get, put) for name, get, put in found]
