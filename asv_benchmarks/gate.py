@@ -5,11 +5,11 @@ commit before) are each measured by a process of their own, in turn, round by ro
 time is a multiple of a memory pass in the same process at the same moment; the round's quotient of
 both versions then says how much slower this one is. A process may be slow from its start to its
 end, by where its memory and its threads came to lie, so new ones take over every few rounds. Exit
-status: 0 as fast, 1 slower, 2 broken: something could not be measured.
+status: 1 slower, 2 broken (something could not be measured), else 0.
 
 A subject is slower when the lower 99 % confidence limit of the median quotient (an order statistic;
-Hahn and Meeker 1991, §5.2) is above ``1 + TOLERATED``. What the base cannot run is new, and no
-reason to fail.
+Hahn and Meeker 1991, §5.2) is above ``1 + TOLERATED``, as fast when the upper limit is not, and
+else undecided: noise is no reason to fail, nor is what the base cannot run, which is new.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Literal, Self
 from scipy import stats
 from tqdm import tqdm
 
-from asv_benchmarks.worker import SUBJECTS
+from asv_benchmarks.subjects import NAMES
 
 ROOT = Path(__file__).parents[1]
 TOLERATED = 0.25
@@ -42,7 +42,7 @@ PAIRS = 3
 FEWEST_ROUNDS = 7
 _BRANCHES = ("origin/main", "main")
 
-Verdict = Literal["as fast", "slower", "broken", "new"]
+Verdict = Literal["as fast", "undecided", "slower", "broken", "new"]
 
 
 class NotMeasuredError(Exception):
@@ -75,9 +75,17 @@ class Outcome:
     @property
     def at_least(self) -> float:
         """Lower confidence limit of the median."""
-        rounds = len(self.quotients)
-        below = int(stats.binom.ppf(1 - CONFIDENCE, rounds, 0.5))
-        return sorted(self.quotients)[max(0, below - 1)]
+        return sorted(self.quotients)[self._from_end]
+
+    @property
+    def at_most(self) -> float:
+        """Upper confidence limit of the median."""
+        return sorted(self.quotients, reverse=True)[self._from_end]
+
+    @property
+    def _from_end(self) -> int:
+        below = int(stats.binom.ppf(1 - CONFIDENCE, len(self.quotients), 0.5))
+        return max(0, below - 1)
 
     @property
     def verdict(self) -> Verdict:
@@ -88,22 +96,24 @@ class Outcome:
         failed = self.error is not None or self.missing is not None
         if failed or len(self.quotients) < FEWEST_ROUNDS:
             return "broken"
-        return "slower" if self.at_least > 1 + TOLERATED else "as fast"
+        if self.at_least > 1 + TOLERATED:
+            return "slower"
+        return "as fast" if self.at_most <= 1 + TOLERATED else "undecided"
 
     def __str__(self) -> str:
         if self.verdict in ("broken", "new"):
             why = self.error or self.missing or f"{FEWEST_ROUNDS} rounds are the fewest"
-            return f"{self.verdict:8} {self.subject}: {why}"
+            return f"{self.verdict:9} {self.subject}: {why}"
         return (
-            f"{self.verdict:8} {self.subject}: {self.median:.3f} × the base "
-            f"(at least {self.at_least:.3f}, {len(self.quotients)} rounds)"
+            f"{self.verdict:9} {self.subject}: {self.median:.3f} × the base "
+            f"({self.at_least:.3f} to {self.at_most:.3f}, {len(self.quotients)} rounds)"
         )
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> int:
     """2 if anything is broken or nothing was compared, else 1 if anything is slower, else 0."""
     verdicts = {outcome.verdict for outcome in outcomes}
-    if "broken" in verdicts or not verdicts & {"as fast", "slower"}:
+    if "broken" in verdicts or not verdicts & {"as fast", "undecided", "slower"}:
         return 2
     return int("slower" in verdicts)
 
@@ -179,7 +189,7 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
     Args:
         here: folder with ``enorm/`` and ``asv_benchmarks/`` of this version.
         base: the same with the base's ``enorm/``.
-        subjects: keys of :data:`asv_benchmarks.worker.SUBJECTS`.
+        subjects: of :data:`asv_benchmarks.subjects.NAMES`.
         rounds: quotients per subject.
 
     Raises:
@@ -259,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate", description=__doc__)
     parser.add_argument("--base", metavar="COMMIT", help="compare with this commit")
     parser.add_argument("--rounds", type=int, default=15, help="per subject (default: 15)")
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=NAMES, default=list(NAMES))
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as name:

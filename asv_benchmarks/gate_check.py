@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from asv_benchmarks.gate import ROOT, TOLERATED, Outcome, compare, exit_status, lay_out
-from asv_benchmarks.worker import SUBJECTS
+from asv_benchmarks.subjects import NAMES
 
 TWICE = """
 
@@ -54,7 +54,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="without a change (default: 20)")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    subjects = list(SUBJECTS)
+    if options.runs < 1:
+        parser.error("--runs must be at least 1")
+    subjects = list(NAMES)
     runs: list[list[Outcome]] = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name).resolve()
@@ -70,7 +72,7 @@ def main() -> int:
     rows = []
     for place, subject in enumerate(subjects):
         outcomes = [run[place] for run in runs]
-        red = sum(outcome.verdict != "as fast" for outcome in outcomes)
+        red = sum(outcome.verdict in ("slower", "broken") for outcome in outcomes)
         median = max(outcome.median for outcome in outcomes)
         limit = max(outcome.at_least for outcome in outcomes)
         rows.append(f"| {subject} | {len(outcomes)} | {red} | {median:.2f} | {limit:.2f} |")

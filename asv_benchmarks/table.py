@@ -28,7 +28,7 @@ from asv_benchmarks.suite.common import (
     memory_pass,
     training_step,
 )
-from asv_benchmarks.suite.networks import build
+from asv_benchmarks.suite.networks import NETS, build
 from asv_benchmarks.suite.training import batch_of
 from properties.adapters import authors, notebook
 from properties.implementation import Implementation
@@ -140,7 +140,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.table", description=__doc__)
     default = ["fc-1", "fc-9", "fc-19", "vgg", "resnet18"]
-    parser.add_argument("--nets", nargs="+", default=default)
+    parser.add_argument("--nets", nargs="+", default=default, metavar="NET")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=60, help="medians over so many (default: 60)")
     parser.add_argument("--passes", type=int, default=1, help="over all networks (default: 1)")
@@ -153,13 +153,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write cost.md there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("rounds", "passes"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
     peers: dict[str, Implementation] = {}
-    if options.authors is not None:
-        peers["authors"] = authors.load(options.authors)
-    if options.notebook is not None:
-        peers["notebook"] = notebook.load(options.notebook)
+    if unknown := set(options.nets) - set(NETS):
+        parser.error(f"--nets: {min(unknown)!r} is none of {', '.join(NETS)}")
+    try:
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+        if options.authors is not None:
+            peers["authors"] = authors.load(options.authors)
+        if options.notebook is not None:
+            peers["notebook"] = notebook.load(options.notebook)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     where = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
     found: dict[str, list[dict[str, float]]] = {net: [] for net in options.nets}
     shares: dict[int, list[float]] = {}

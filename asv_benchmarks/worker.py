@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 import enorm
+from asv_benchmarks.subjects import NAMES
 from asv_benchmarks.suite.common import (
     Call,
     balance,
@@ -22,18 +23,15 @@ from asv_benchmarks.suite.common import (
 )
 from asv_benchmarks.suite.networks import build
 
-# What is measured, and how many interleaved repetitions an answer takes.
-SUBJECTS: dict[str, tuple[Callable[[], Call], str, int]] = {
-    "cycle, fc-9": (lambda: cycle("fc-9", "cpu"), "fc-9", 15),
-    "cycle, fc-19": (lambda: cycle("fc-19", "cpu"), "fc-19", 10),
-    "cycle, vgg": (lambda: cycle("vgg", "cpu"), "vgg", 10),
-    "balance, fc-9": (lambda: balance("fc-9", "cpu"), "fc-9", 2),
-    "step with ENorm, fc-9, batch 8": (
-        lambda: training_step("fc-9", "cpu", "enorm", 8),
-        "fc-9",
-        10,
-    ),
-}
+# How each is made, its network, and how many interleaved repetitions an answer takes.
+_WAYS: list[tuple[Callable[[], Call], str, int]] = [
+    (lambda: cycle("fc-9", "cpu"), "fc-9", 15),
+    (lambda: cycle("fc-19", "cpu"), "fc-19", 10),
+    (lambda: cycle("vgg", "cpu"), "vgg", 10),
+    (lambda: balance("fc-9", "cpu"), "fc-9", 2),
+    (lambda: training_step("fc-9", "cpu", "enorm", 8), "fc-9", 10),
+]
+SUBJECTS = dict(zip(NAMES, _WAYS, strict=True))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,14 @@ def quotients(level: float, noise: float, rounds: int = 15) -> tuple[float, ...]
     ("level", "noise", "verdict"),
     [
         (1.0, 0.0, "as fast"),
-        (1.0, 0.3, "as fast"),
+        (1.0, 0.1, "as fast"),
+        (1.0, 0.5, "undecided"),
         (0.5, 0.1, "as fast"),
         (2.0, 0.0, "slower"),
         (2.0, 0.2, "slower"),
         (1.2, 0.0, "as fast"),
         (1.3, 0.0, "slower"),
-        (1.3, 0.5, "as fast"),
+        (1.3, 0.5, "undecided"),
     ],
 )
 def test_slower_than_noise_explains(level: float, noise: float, verdict: str) -> None:
@@ -39,6 +41,7 @@ def test_slower_than_noise_explains(level: float, noise: float, verdict: str) ->
 def test_the_limit_is_an_order_statistic() -> None:
     """P(Bin(15, ½) ≤ 2) = 0.004 and ≤ 3 is 0.018: the third of fifteen is the 99 % limit."""
     assert Outcome("x", tuple(map(float, range(1, 16)))).at_least == 3
+    assert Outcome("x", tuple(map(float, range(1, 16)))).at_most == 13
     assert Outcome("x", tuple(map(float, range(1, 8)))).at_least == 1
 
 
@@ -48,6 +51,7 @@ def test_exit_status() -> None:
     new = Outcome("x", (), missing="no such solver")
     few = Outcome("x", quotients(1, 0, gate.FEWEST_ROUNDS - 1))
     assert exit_status([fine, new]) == 0
+    assert exit_status([Outcome("x", quotients(1.3, 0.5))]) == 0
     assert exit_status([fine, slow]) == 1
     for outcomes in ([], [new], [broken, slow], [few]):
         assert exit_status(outcomes) == 2
@@ -60,6 +64,29 @@ def test_two_versions_are_measured(tmp_path: Path) -> None:
     assert len(outcome.quotients) == 2
     assert outcome.error is None
     assert outcome.verdict == "broken"
+
+
+def test_a_version_that_cannot_be_imported_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here as in the base; the gate itself needs nothing of it."""
+    copied = lay_out(tmp_path / "copied", None)
+    with (copied / "enorm" / "__init__.py").open("a") as file:
+        file.write("\nimport not_there\n")
+    monkeypatch.setattr(gate, "ROOT", copied)
+    monkeypatch.setattr(gate, "base_commit", lambda given: None)
+    assert main(["--rounds", "1", "--subjects", QUICK]) == 2
+    assert (
+        "speed gate: the measuring process ended: see its message above" in capfd.readouterr().err
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "asv_benchmarks.gate", "--base", "none"],
+        cwd=copied,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_what_one_version_lacks(tmp_path: Path) -> None:
