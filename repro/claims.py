@@ -187,6 +187,8 @@ def _dip(claim: Claim, runs: Runs) -> Estimate | None:
     own = _of(runs.finished, series)
     part = own[own["depth"].isin([depth, *claim.options["before"]])].dropna(subset="accuracy")
     seeds = [set(one) for _, one in part.groupby("depth")["seed"]]
+    if len(seeds) < 1 + len(claim.options["before"]):
+        return None
     part = part[part["seed"].isin(set.intersection(*seeds) if seeds else set())]
     there = part[part["depth"] == depth]["accuracy"]
     before = part[part["depth"] != depth]
@@ -223,13 +225,19 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
         elif verdict == "reproduced" and positive < needed:
             verdict = "inconclusive"
     notes.append(f"p = {p:.2g} (Holm)" if decided else "too few runs for a verdict")
+    notes[-1] += _which(one.estimates[0]) if claim.test != "dip" else ""
     if verdict == "inconclusive" and significant:
         notes.append(_exceptions(one))
     elif verdict == "inconclusive":
-        notes.append(_would_settle([(each, abs(each.mean)) for each in one.estimates]))
+        # What Holm's correction leaves to this claim among the others, as they are now.
+        tails = ALPHA * min(1.0, one.p / p) if p else ALPHA
+        notes.append(_would_settle([(each, abs(each.mean)) for each in one.estimates], tails))
     if len(one.pairs) == 1 and claim.test == "contrast":
         pairs = paired(runs, *one.pairs[0])
-        if (shown := bootstrap(pairs["difference"], pairs["seed"])) is not None:
+        # A seed that misses depths has a mean of its own.
+        whole = pairs.groupby("seed")["depth"].transform("nunique") == pairs["depth"].nunique()
+        shown = bootstrap(pairs["difference"][whole], pairs["seed"][whole])
+        if shown is not None:
             notes.append(f"bootstrap over seeds {_interval(shown)}")
     return Finding(
         claim,
@@ -274,11 +282,11 @@ def _exceptions(one: _Comparison) -> str:
     return f"seeds that would show the exceptions: {listed}"
 
 
-def _would_settle(estimates: Sequence[tuple[Estimate, float]]) -> str:
+def _would_settle(estimates: Sequence[tuple[Estimate, float]], tails: float = ALPHA) -> str:
     """How many seeds bring each half-width below its margin, if means and spreads stay."""
     if not all(estimate.spread.nu for estimate, _ in estimates):
         return "more seeds are needed, for there is no spread yet"
-    seeds = [estimate.seeds_needed(margin) for estimate, margin in estimates]
+    seeds = [estimate.seeds_needed(margin, tails) for estimate, margin in estimates]
     known = [n for n in seeds if n is not None]
     if len(known) < len(seeds):
         if any(estimate.fixed for estimate, _ in estimates):
@@ -326,7 +334,7 @@ def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
             verdict = "reproduced"
         elif high < band[0] or band[1] < low:
             verdict = "not reproduced"
-    note = f"reproduced inside {_interval(band)}"
+    note = f"reproduced inside {_interval(band)}{_which(found)}"
     if not found.spread.decides:
         note += "; too few runs for a verdict"
     if verdict == "inconclusive":
@@ -338,26 +346,31 @@ def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
 
 
 def _spread(claim: Claim, runs: Runs) -> Finding:
-    series, depth = claim.options["series"], claim.options["depth"]
-    own = _of(runs.finished, series)
-    there = own[own["depth"] == depth]["accuracy"].dropna()
-    if there.empty or not runs.comparable:
+    """Whether the report's point at one depth is a run of the level before it, and ours too."""
+    series, depth, before = (claim.options[name] for name in ("series", "depth", "before"))
+    own = _of(runs.finished, series).dropna(subset="accuracy")
+    level = own[own["depth"].isin(before)].groupby("depth")["accuracy"].agg(["mean", "count"])
+    dip = _dip(claim, runs)
+    if dip is None or not runs.comparable:
         return Finding(claim, "not run")
     spread: Spread = pooled(own["accuracy"], own["depth"])
     point = published(claim.options["figure"], series).loc[depth]
-    half = spread.quantile() * spread.s * math.sqrt(1 + 1 / len(there))
+    share = float((1 / level["count"]).sum()) / len(level) ** 2
+    half = spread.quantile() * spread.s * math.sqrt(1 + share)
     half += float(point["reading_error_percent"])
-    mean, reported = float(there.mean()), float(point["test_accuracy_percent"])
+    mean, reported = float(level["mean"].mean()), float(point["test_accuracy_percent"])
     verdict: Verdict = "inconclusive"
     if spread.decides:
-        verdict = "reproduced" if abs(reported - mean) <= half else "not reproduced"
+        ours = dip.mean > 0 and dip.p < ALPHA
+        verdict = "not reproduced" if ours or reported < mean - half else "reproduced"
     return Finding(
         claim,
         verdict,
         f"{reported - mean:+.2f}",
         f"a run: {_interval((mean - half, mean + half))}",
-        f"{len(there)} runs at depth {depth}",
-        f"the report's point is {reported:.2f}, our mean {mean:.2f}",
+        f"{len(own[own['depth'].isin(before)])} runs before it",
+        f"the report's point is {reported:.2f}, our mean before it {mean:.2f}; our own point lies "
+        f"{dip.mean:.2f} below (p = {dip.p:.2g})",
     )
 
 
@@ -366,24 +379,29 @@ def _divergence(claim: Claim, runs: Runs) -> Finding:
     own = _of(runs.first_epochs, options["series"])
     if own.empty:
         return Finding(claim, "not run")
-    short, against, notes = [], [], []
+    short, against = [], []
+    first: list[str] = []
+    ever: list[str] = []
     for depth in sorted(options["diverge"] + options["finite"]):
         there = own[own["depth"] == depth]
-        diverged = int((there["diverged_epoch"] == 0).sum())
-        wanted = len(there) if depth in options["diverge"] else 0
-        failed = int((there["outcome"] == "diverged").sum()) if not wanted else diverged
+        wanted = depth in options["diverge"]
+        at_once = there["diverged_epoch"] == 0
+        diverged = int((at_once if wanted else there["outcome"] == "diverged").sum())
         if len(there) < _AGREEING_SEEDS:
             short.append(depth)
-        elif failed != wanted:
+        elif diverged != len(there) * wanted:
             against.append(depth)
         if len(there):
-            notes.append(f"{depth}: {diverged}/{len(there)}")
+            (first if wanted else ever).append(f"{depth}: {diverged}/{len(there)}")
     verdict: Verdict = "reproduced"
     if against:
         verdict = "not reproduced"
     elif short:
         verdict = "inconclusive"
-    note = "diverged in the first epoch, by depth: " + ", ".join(notes)
+    parts = {"diverged in the first epoch": first, "diverged at any time": ever}
+    note = "; ".join(
+        f"{what}, by depth: {', '.join(counts)}" for what, counts in parts.items() if counts
+    )
     if short:
         note += f"; fewer than {_AGREEING_SEEDS} seeds at {_listed(short)}"
     short_runs = int((own["epochs"] < runs.epochs).sum())
@@ -399,12 +417,13 @@ def _occasional(claim: Claim, runs: Runs) -> Finding:
         return Finding(claim, "not run")
     diverged = int((own["outcome"] == "diverged").sum())
     verdict: Verdict = "inconclusive"
-    if diverged:
+    if 0 < diverged < len(own):
         verdict = "reproduced"
-    elif len(own) >= _RUNS_WITHOUT:
+    elif diverged >= _AGREEING_SEEDS or (not diverged and len(own) >= _RUNS_WITHOUT):
+        # Always, or never.
         verdict = "not reproduced"
     note = f"{diverged} of {len(own)} runs diverged at depths {_listed(claim.options['depths'])}"
-    if verdict == "inconclusive":
+    if verdict == "inconclusive" and not diverged:
         note += f"; {_RUNS_WITHOUT} without one would refute it"
     return Finding(claim, verdict, n=f"{len(own)} runs", note=note)
 
@@ -489,6 +508,12 @@ def _size(estimate: Estimate) -> str:
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     depths = len(estimate.by_depth)
     return f"{depths} depth{'s' * (depths > 1)} × {seeds} seed{'s' * (seeds != '1')}"
+
+
+def _which(estimate: Estimate) -> str:
+    """At which depths, where they are not all of the report's."""
+    depths = sorted(estimate.by_depth)
+    return f", at {_listed(depths)}" if 1 < len(depths) < _DEPTHS else ""
 
 
 def _listed(depths: Sequence[int]) -> str:

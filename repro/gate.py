@@ -9,7 +9,8 @@ as a committed run of it does, finite or diverged, and its mean has to lie withi
 
 m being the number of cells, s and ν those of the committed runs of the cell, or of its series, or
 of all series where that has too few. A cell of which nothing can be said is not counted. Verdicts
-have to be the expected ones of ``claims.toml``, but for claims on which these runs say nothing.
+have to be the expected ones of ``claims.toml``, or those of the same committed runs where these are
+a part of all, but for claims on which these runs say nothing.
 Where published values do not apply verdicts are held against those of the same committed runs; made
 elsewhere, where runs cannot be equal bit for bit, only "reproduced" and "not reproduced" contradict
 each other.
@@ -69,12 +70,16 @@ def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
     if not cells and not wrong:
         print(f"gate: none of these runs has a counterpart in {folder}", file=sys.stderr)
         return 2
+    keys = {record.key for record in done}
     if report.findings:
         found = _by_id(report.findings)
         expected = {finding.claim.id: finding.claim.expected for finding in report.findings}
+        # Of a part of the committed runs no more can be expected than it says.
+        if part := [one for one in known if one.key in keys]:
+            of_part = _by_id(claims.decide(table.runs(part), claims.load(), {}))
+            expected |= {id: one for id, one in of_part.items() if one == found[id]}
     else:
         found = _verdicts(table.runs(done))
-        keys = {record.key for record in done}
         same = [record for record in known if record.key in keys]
         # Runs with seeds of their own decide claims of their own.
         expected = _verdicts(table.runs(same)) if same else {}

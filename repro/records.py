@@ -119,11 +119,33 @@ def read(path: Path) -> Record:
             content["environment"],
             content["numerics_version"],
         )
+        _check(record)
         if record.key != record.spec.key(record.data["hash"], record.numerics_version):
             raise ValueError("its key is not that of its spec, numerics and images")
         return record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no whole run record: {error}") from error
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError if a value is none that a run leaves."""
+    result = record.result
+    for key in ("form", "hash", "cifar10"):
+        record.data[key]
+    record.environment["torch"]
+    numbers = [result.accuracy] if result.outcome == "finite" else []
+    for epoch in result.curve:
+        numbers += [epoch.train_loss, epoch.test_accuracy, epoch.seconds]
+    if not all(isinstance(one, (int, float)) for one in numbers):
+        raise ValueError("a result of it is no number")
+    if result.outcome == "finite":
+        # Of the last epoch, or of the one that validation chose.
+        if result.accuracy not in {epoch.test_accuracy for epoch in result.curve}:
+            raise ValueError(f"its accuracy, {result.accuracy}, is that of none of its epochs")
+    elif result.outcome != "diverged":
+        raise ValueError(f"its outcome is {result.outcome!r}, neither finite nor diverged")
+    elif [type(one) for one in result.diverged_at or ()] != [int, int]:
+        raise ValueError(f"it diverged at {result.diverged_at}, not in a step of an epoch")
 
 
 def read_all(folder: Path) -> Iterator[Record]:

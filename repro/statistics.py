@@ -1,11 +1,12 @@
-"""Intervals and verdicts, as fixed before any evidence was run; α = 0.05 throughout.
+"""Intervals, as the project's design fixed them before any run; α = 0.05 throughout.
 
 Every estimate is a mean over depths of values with a spread that is pooled within depths: with n_d
 values at depth d, J depths and ``ν = Σ (n_d − 1)``,
 
     s² = Σ_d Σ_i (x_di − x̄_d)² / ν,    SE² = s² / J² Σ_d 1/n_d,    interval = mean ± t(0.975, ν) SE.
 
-Fewer than 4 degrees of freedom decide nothing.
+Fewer than 4 degrees of freedom decide nothing. The pooled s takes runs to spread alike at every
+depth: where most of ν comes from depths at which they spread less, intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -92,18 +93,19 @@ class Estimate:
             return float(self.mean == 0)
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.spread.nu))
 
-    def seeds_needed(self, margin: float) -> int | None:
+    def seeds_needed(self, margin: float, tails: float = ALPHA) -> int | None:
         """Smallest n in each cell that decides, with ``half < margin`` if mean and s stay.
 
-        That is, with ν = cells (n − 1), ``t(0.975, ν) s sqrt(share / n + fixed) + extra < margin``.
-        None above 1000, or where no s is known.
+        That is, with ν = cells (n − 1),
+        ``t(1 − tails / 2, ν) s sqrt(share / n + fixed) + extra < margin``; ``tails`` is smaller
+        than α where it is shared with other tests. None above 1000, or where no s is known.
         """
         if not self.spread.nu:
             return None
         for n in range(2, MOST_SEEDS + 1):
             spread = Spread(self.spread.s, self.cells * (n - 1))
             error = spread.s * math.sqrt(self.share / n + self.fixed)
-            if spread.decides and spread.quantile() * error + self.extra < margin:
+            if spread.decides and spread.quantile(tails) * error + self.extra < margin:
                 return n
         return None
 

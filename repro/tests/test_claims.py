@@ -204,7 +204,12 @@ def test_seeds_that_would_settle_need_a_spread() -> None:
 def test_dip_and_what_one_run_may_give() -> None:
     low = {"enorm+bn": lambda depth: 53.66 if depth == 19 else 55.5}
     assert decide("enorm+bn-low-at-19", made(low)).verdict == "reproduced"
-    assert decide("variance-explains-19", made(low)).verdict == "reproduced"
+    assert decide("variance-explains-19", made(low)).verdict == "not reproduced"
+    # The level before is far above the report's point, whatever ours at that depth is.
+    high = {"enorm+bn": lambda depth: 57.5 if depth == 19 else 57.0}
+    assert decide("variance-explains-19", made(high)).verdict == "not reproduced"
+    level = {"enorm+bn": flat(53.8)}
+    assert decide("variance-explains-19", made(level)).verdict == "reproduced"
     # Seeds of other runs say nothing about those at this depth.
     apart = made(low)
     apart.table["seed"] += 9 * (apart.table["depth"] == 19)
@@ -266,14 +271,67 @@ def test_occasional_nan_is_seen_or_looked_for_long_enough() -> None:
     assert decide("occasional-nan", once).verdict == "reproduced"
     assert decide("occasional-nan", made(levels)).verdict == "inconclusive"
     assert decide("occasional-nan", made(levels, seeds=20)).verdict == "not reproduced"
+    always = made(levels, lost=lambda s, depth, seed: depth >= 15)
+    assert decide("occasional-nan", always).verdict == "not reproduced"
     shallow = made(levels, depths=(1, 3), seeds=30)
     assert decide("occasional-nan", shallow).verdict == "not run"
 
 
 def test_stuck_at_chance() -> None:
     for level, verdict in ((10, "reproduced"), (40, "not reproduced"), (15, "inconclusive")):
-        runs = made({"enorm-bias-softmax": flat(level)}, depths=DEEP)
-        assert decide("softmax-stops-learning", runs).verdict == verdict
+        for series, end in (("enorm-bias-softmax", "-bias"), ("enorm-softmax", "")):
+            runs = made({series: flat(level)}, depths=DEEP)
+            assert decide(f"softmax-stops-learning{end}", runs).verdict == verdict
+
+
+def test_a_later_divergence_is_counted_where_it_decides() -> None:
+    runs = made({"baseline-bias": flat(50)})
+    late = (runs.table["depth"] == 9) & (runs.table["seed"] == 0)
+    runs.table.loc[late, "outcome"] = "diverged"
+    runs.table.loc[late, "accuracy"] = np.nan
+    runs.table.loc[late, "diverged_epoch"] = 20.0
+    finding = decide("baseline-bias-finite", runs)
+    assert finding.verdict == "not reproduced"
+    assert "diverged at any time, by depth: " in finding.note
+    assert "9: 1/3" in finding.note
+
+
+def test_a_dip_needs_all_the_depths_before_it() -> None:
+    some = made({"enorm+bn": flat(55.5)}, depths=(1, 15, 17, 19))
+    assert decide("enorm+bn-low-at-19", some).verdict == "not run"
+    assert decide("variance-explains-19", some).verdict == "not run"
+
+
+def test_parts_of_the_depths_are_named() -> None:
+    some = made({"baseline-bias": flat(50), "baseline": flat(49)}, depths=(1, 3, 5))
+    assert decide("bias-helps-baseline", some).note.endswith("(Holm), at 1, 3, 5")
+    whole = made({"baseline-bias": flat(50), "baseline": flat(49)})
+    assert decide("bias-helps-baseline", whole).note.endswith("(Holm)")
+
+
+def test_seeds_without_all_depths_are_not_resampled() -> None:
+    """Ten depths for one seed, and eight seeds at the first, which is another."""
+    levels: dict[str, Callable[[int], float]] = {
+        "enorm": lambda depth: 50.2 if depth == 1 else 51.0,
+        "baseline": flat(50),
+    }
+    one = made(levels, seeds=1)
+    more = made(levels, seeds=9, depths=(1,))
+    table = pd.concat([one.table, more.table[more.table["seed"] > 0]], ignore_index=True)
+    finding = decide("enorm-above-baseline", Runs(table, 60, True))
+    assert "bootstrap" not in finding.note
+    assert "bootstrap" in decide("enorm-above-baseline", made(levels, seeds=5)).note
+
+
+def test_seeds_that_settle_are_more_than_there_are() -> None:
+    """Where only Holm's correction stands in the way, too."""
+    for number in range(20):
+        levels = {"enorm": flat(50.0 + number / 50), "baseline": flat(50), "bn": flat(50)}
+        runs = made({**levels, "enorm+bn": flat(50)}, noise=1.0)
+        for finding in claims.decide(runs, claims.load(), {}):
+            found = re.search(r"(\d+) seeds would settle", finding.note)
+            if found and finding.claim.test == "contrast":
+                assert int(found[1]) > 3, finding
 
 
 def test_time_and_equality() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from enorm import _apply, _stepper
-from repro import figure2, gate, records
+from repro import figure2, gate, page, records
 from repro.data import Images
 from repro.experiments import FIGURE2
 from repro.records import Record
@@ -171,3 +171,14 @@ def test_a_changed_verdict_is_stopped(
     monkeypatch.setattr(gate, "_verdicts", lambda runs: next(answers))
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 1
     assert "verdict of ranking: reproduced, expected inconclusive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_committed_runs_pass_whether_all_or_some(depth: int | None, tmp_path: Path) -> None:
+    """A few decide less than all, which is no change."""
+    preset = PRESETS["paper"]
+    evidence = records.read_all(gate.committed(preset) / "records")
+    done = [one for one in evidence if depth is None or one.spec.depth == depth]
+    for record in done:
+        records.write(tmp_path / "records", record)
+    assert gate.check(done, page.read(tmp_path), preset) == 0

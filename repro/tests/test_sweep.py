@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -146,6 +147,35 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert first.stat().st_ino == inode
     assert len(list(folder.glob("*.json"))) == 2
     assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("result.accuracy", 77.7, "its accuracy, 77.7, is that of none of its epochs"),
+        ("result.accuracy", None, "a result of it is no number"),
+        ("result.accuracy", "50", "a result of it is no number"),
+        ("result.outcome", "lost", "its outcome is 'lost', neither finite nor diverged"),
+        ("result.outcome", "diverged", r"it diverged at None, not in a step of an epoch"),
+        ("environment", [], "list indices must be integers"),
+        ("data.form", None, "'form'"),
+        ("result", [], "list indices must be integers"),
+    ],
+)
+def test_a_record_that_somebody_changed_is_named(
+    part: str, value: Any, words: str, spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    run_all([spec], images, tmp_path, CPU)
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    *outer, last = part.split(".")
+    inner = content[outer[0]] if outer else content
+    inner[last] = value
+    if part == "data.form":
+        del inner[last]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{path.name} is no whole run record: .*{words}"):
+        records.read(path)
 
 
 def test_two_processes_on_one_folder_leave_whole_records(tmp_path: Path) -> None:
