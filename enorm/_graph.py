@@ -27,7 +27,7 @@ from enorm._functional import attribute, name_modules
 from enorm._homogeneous import registered_functions, registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks, why_not
-from enorm._untouched import Randomness, untouched
+from enorm._untouched import Randomness, randomness_of, untouched
 
 
 class UnsupportedModel(ValueError):  # noqa: N818 - the name is part of the public contract
@@ -296,10 +296,12 @@ class _Tracer(fx.Tracer):
 
     def _look_inside(self, m: nn.Module, args: Any, kwargs: Any) -> None:
         """Note what the forward code of an opaque module reads, of the whole model's tensors."""
-        before = len(self.graph.nodes)
+        before, randomness = len(self.graph.nodes), randomness_of(self.root)
         # What cannot be recorded has been no matter so far: it is opaque.
         with contextlib.suppress(Exception):
             m.forward(*args, **kwargs)
+        # Whichever way it goes, nothing of it is followed.
+        randomness.restore()
         for node in reversed(list(self.graph.nodes)[before:]):
             if node.op == "call_module":
                 parameters = self.root.get_submodule(str(node.target)).parameters()

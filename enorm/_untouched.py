@@ -71,13 +71,23 @@ class _Held:
             yield from kept.values() if isinstance(kept, dict) else kept
 
     def restore(self) -> None:
-        """Everything as it was."""
+        """Everything as it was; what has not changed is not written, for others may read it."""
         for container, kept in self._containers.values():
-            container.clear()
-            (container.extend if isinstance(kept, (list, deque)) else container.update)(kept)
+            if not _same(container, kept):
+                container.clear()
+                (container.extend if isinstance(kept, (list, deque)) else container.update)(kept)
         for one, before in self._attributes:
-            vars(one).clear()
-            vars(one).update(before)
+            now = vars(one)
+            for key in now.keys() - before.keys():
+                del now[key]
+            for key, value in before.items():
+                if key not in now or now[key] is not value:
+                    now[key] = value
+
+
+def randomness_of(model: nn.Module) -> Randomness:
+    """The generators that its forward code may draw from, as they stand."""
+    return Randomness(_Held(model).values())
 
 
 class Randomness:
@@ -145,6 +155,17 @@ def _has_attributes(value: Any) -> bool:
     """Whether it is an object of a Python class, none of torch's or of the language itself."""
     others = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType)
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, others)
+
+
+def _same(container: Any, kept: Any) -> bool:
+    """Whether they hold the same objects in the same order."""
+    if len(container) != len(kept):
+        return False
+    pairs = zip(container, kept, strict=True)
+    if not all(one is other for one, other in pairs):
+        return False
+    values = (each.values() if isinstance(each, dict) else () for each in (container, kept))
+    return all(one is other for one, other in zip(*values, strict=True))
 
 
 def _keep_containers(values: list[Any], found: dict[int, tuple[Any, Any]]) -> None:

@@ -375,6 +375,21 @@ def test_what_a_module_with_hooks_reads_is_seen(kind: str) -> None:
     assert_never_wrong(model, torch.randn(5, 3))
 
 
+def test_what_a_module_with_hooks_draws_is_no_matter() -> None:
+    """Nothing of what it does is followed."""
+    inner = Drawing(random.Random(0), lambda own: own.random() + random.random())
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), inner)
+    with pytest.raises(enorm.UnsupportedModel, match="draws from"):
+        enorm.trace(model)
+    inner.register_forward_hook(lambda *_: None)
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    assert groups(enorm.trace(model)) == [(["0"], ["2"], 6)]
+    assert random.random() == expected
+    assert inner.settings["generator"].random() == random.Random(0).random()
+
+
 class OwnCall(nn.Sequential):
     """What it does is not in its forward."""
 

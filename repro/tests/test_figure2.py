@@ -183,6 +183,17 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be at least 0" in error
 
 
+def test_a_longer_run_takes_no_verdicts_away() -> None:
+    """The paper's epochs are those of a whole run, whatever else lies in the folder."""
+    evidence = list(records.read_all(Path(table.__file__).parent / "evidence" / "records"))
+    one = next(record for record in evidence if record.spec.epochs == 60)
+    longer = replace(one, spec=replace(one.spec, epochs=61))
+    before, after = table.runs(evidence), table.runs([*evidence, longer])
+    assert after.comparable
+    assert after.epochs == 60
+    assert len(after.finished) == len(before.finished)
+
+
 def test_committed_evidence_is_what_its_records_say(tmp_path: Path) -> None:
     """Tables and verdicts of the paper preset on real images: rebuilt from the records."""
     done = list(records.read_all(EVIDENCE / "records"))

@@ -182,3 +182,19 @@ def test_committed_runs_pass_whether_all_or_some(depth: int | None, tmp_path: Pa
     for record in done:
         records.write(tmp_path / "records", record)
     assert gate.check(done, page.read(tmp_path), preset) == 0
+
+
+def test_a_cycle_that_does_nothing_is_found_on_any_machine(known: list[Record]) -> None:
+    """By the scales of the first step, however far apart accuracies may lie by chance."""
+    idle: list[Record] = []
+    for record in known:
+        scales = tuple(
+            replace(one, log2_a=tuple(0.0 for _ in one.log2_a)) for one in record.result.scales
+        )
+        elsewhere = moved(record, 0.0, torch="9.9")
+        idle.append(replace(elsewhere, result=replace(record.result, scales=scales)))
+    cells, wrong = gate.compare(idle, known)
+    assert cells == 4
+    runs = [one for one in known if one.spec.method == "enorm"]
+    assert sorted(line.split(":")[0] for line in wrong) == sorted(one.file_name for one in runs)
+    assert "after step 1 log2 of the scales is" in wrong[0]
