@@ -63,6 +63,19 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 OPTIONS = {"c": 1.1, "every": 4}
 
 
+def quiet(pl: Any, callback: Any, epochs: int) -> Any:
+    """Lightning's trainer, which writes nothing."""
+    return pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 # Lightning's own dealings with torch and with data loaders.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_lightning(tmp_path: Path) -> None:
@@ -86,15 +99,7 @@ def test_lightning(tmp_path: Path) -> None:
 
     def fit(epochs: int, module: str, checkpoint: Path | None = None) -> tuple[Any, Any, Any]:
         task, callback = Task(), ENormCallback(module, **OPTIONS)
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            callbacks=[callback],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = quiet(pl, callback, epochs)
         trainer.fit(task, DataLoader(Samples(named=False), BATCH), ckpt_path=checkpoint)
         return task, callback, trainer
 
@@ -130,16 +135,7 @@ def test_lightning_with_biases_and_a_second_model() -> None:
     callback = ENormCallback("net", **options)
 
     def fit(net: nn.Module) -> None:
-        trainer = pl.Trainer(
-            max_epochs=1,
-            callbacks=[callback],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(Task(net), DataLoader(Samples(named=False), BATCH))
+        quiet(pl, callback, 1).fit(Task(net), DataLoader(Samples(named=False), BATCH))
 
     expected = network()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9)
