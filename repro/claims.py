@@ -513,7 +513,7 @@ def _size(estimate: Estimate) -> str:
 def _which(estimate: Estimate) -> str:
     """At which depths, where they are not all of the report's."""
     depths = sorted(estimate.by_depth)
-    return f", at {_listed(depths)}" if 1 < len(depths) < _DEPTHS else ""
+    return f", at depths {_listed(depths)}" if 1 < len(depths) < _DEPTHS else ""
 
 
 def _listed(depths: Sequence[int]) -> str:

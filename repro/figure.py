@@ -38,7 +38,9 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     has no published curve, the mean of the series that it changes.
     """
     found = runs.of(experiment)
-    present = [one for one in experiment.series if one.id in set(found.table["series"])]
+    # Of runs that were cut short and did not diverge there is nothing to draw.
+    whole = (found.table["epochs"] == found.epochs) | (found.table["outcome"] == "diverged")
+    present = [one for one in experiment.series if one.id in set(found.table["series"][whole])]
     columns = min(len(present), 4)
     lines = -(-len(present) // columns)
     figure = Figure(figsize=(max(5.0, 3.0 * columns), 3.6 * lines + 0.6), layout="constrained")

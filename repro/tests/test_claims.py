@@ -304,7 +304,7 @@ def test_a_dip_needs_all_the_depths_before_it() -> None:
 
 def test_parts_of_the_depths_are_named() -> None:
     some = made({"baseline-bias": flat(50), "baseline": flat(49)}, depths=(1, 3, 5))
-    assert decide("bias-helps-baseline", some).note.endswith("(Holm), at 1, 3, 5")
+    assert decide("bias-helps-baseline", some).note.endswith("(Holm), at depths 1, 3, 5")
     whole = made({"baseline-bias": flat(50), "baseline": flat(49)})
     assert decide("bias-helps-baseline", whole).note.endswith("(Holm)")
 

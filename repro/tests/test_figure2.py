@@ -117,6 +117,9 @@ def test_a_consideration_stands_before_what_it_changes() -> None:
         own = runs.finished[runs.finished["series"] == plain].groupby("depth")["accuracy"].mean()
         assert points == [[depth, own[depth]] for depth, _ in points]
         assert len(points) > 1
+    # Run for one epoch only.
+    assert "enorm-softmax" in set(runs.table["series"])
+    assert "ENorm, softmax" not in panels
     specs = [series.spec(9, 0, 60, 50_000) for series in (SERIES["bn-40960-images"], SERIES["bn"])]
     assert table.describe(specs).endswith("60 epochs on 40,960 or 50,000 images")
 
