@@ -31,7 +31,7 @@ from typing import Literal, Self
 from scipy import stats
 from tqdm import tqdm
 
-from asv_benchmarks.subjects import NAMES
+from asv_benchmarks.subjects import SUBJECTS
 
 ROOT = Path(__file__).parents[1]
 TOLERATED = 0.25
@@ -189,7 +189,7 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
     Args:
         here: folder with ``enorm/`` and ``asv_benchmarks/`` of this version.
         base: the same with the base's ``enorm/``.
-        subjects: of :data:`asv_benchmarks.subjects.NAMES`.
+        subjects: keys of :data:`asv_benchmarks.subjects.SUBJECTS`.
         rounds: quotients per subject.
 
     Raises:
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate", description=__doc__)
     parser.add_argument("--base", metavar="COMMIT", help="compare with this commit")
     parser.add_argument("--rounds", type=int, default=15, help="per subject (default: 15)")
-    parser.add_argument("--subjects", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as name:

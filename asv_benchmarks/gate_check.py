@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from asv_benchmarks.gate import ROOT, TOLERATED, Outcome, compare, exit_status, lay_out
-from asv_benchmarks.subjects import NAMES
+from asv_benchmarks.subjects import SUBJECTS
 
 TWICE = """
 
@@ -56,7 +56,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.runs < 1:
         parser.error("--runs must be at least 1")
-    subjects = list(NAMES)
+    subjects = list(SUBJECTS)
     runs: list[list[Outcome]] = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name).resolve()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 import enorm
-from asv_benchmarks.subjects import NAMES
+from asv_benchmarks.subjects import SUBJECTS
 from asv_benchmarks.suite.common import (
     Call,
     balance,
@@ -23,15 +23,11 @@ from asv_benchmarks.suite.common import (
 )
 from asv_benchmarks.suite.networks import build
 
-# How each is made, its network, and how many interleaved repetitions an answer takes.
-_WAYS: list[tuple[Callable[[], Call], str, int]] = [
-    (lambda: cycle("fc-9", "cpu"), "fc-9", 15),
-    (lambda: cycle("fc-19", "cpu"), "fc-19", 10),
-    (lambda: cycle("vgg", "cpu"), "vgg", 10),
-    (lambda: balance("fc-9", "cpu"), "fc-9", 2),
-    (lambda: training_step("fc-9", "cpu", "enorm", 8), "fc-9", 10),
-]
-SUBJECTS = dict(zip(NAMES, _WAYS, strict=True))
+_MAKE: dict[str, Callable[[str], Call]] = {
+    "cycle": lambda net: cycle(net, "cpu"),
+    "balance": lambda net: balance(net, "cpu"),
+    "step": lambda net: training_step(net, "cpu", "enorm", 8),
+}
 
 
 def main() -> None:
@@ -41,9 +37,9 @@ def main() -> None:
     for line in sys.stdin:
         name = line.strip()
         try:
-            make, net, repetitions = SUBJECTS[name]
+            what, net, repetitions = SUBJECTS[name]
             if name not in calls:
-                calls[name] = {"subject": make(), "pass": memory_pass(build(net))}
+                calls[name] = {"subject": _MAKE[what](net), "pass": memory_pass(build(net))}
                 interleaved(calls[name], "cpu", rounds=repetitions, warm_up=0)
             seconds = interleaved(calls[name], "cpu", rounds=repetitions, warm_up=1)
             answer: dict[str, object] = {"ratio": seconds["subject"] / seconds["pass"]}

@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from enorm._homogeneous import BATCH_NORMS, CHANNEL_AXES, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED
+from enorm._homogeneous import CHANNEL_AXES, CONVOLUTIONS, LAYERS, TRANSPOSED
 from enorm._plan import Group, Plan
 from enorm._sharded import class_of
-
-_LAYERS = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
 
 
 @contextlib.contextmanager
@@ -34,7 +32,7 @@ def watched(model: nn.Module, plan: Plan | None) -> Iterator[dict[str, Tensor]]:
     handles = [
         module.register_forward_hook(keep(name))
         for name, module in model.named_modules()
-        if name in names and class_of(module) in _LAYERS
+        if name in names and class_of(module) in LAYERS
     ]
     try:
         yield seen

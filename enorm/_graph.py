@@ -181,6 +181,12 @@ def _check_kept(model: nn.Module, graph: fx.Graph) -> None:
         )
 
 
+def check_module(model: Any) -> None:
+    """Raise TypeError if it is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def check_kind(model: Any) -> None:
     """Raise for what is no model, wraps one, has taken its weights apart, or hides its code.
 
@@ -188,8 +194,7 @@ def check_kind(model: Any) -> None:
         TypeError: it is no module.
         UnsupportedModel: it is one that tracing cannot see through.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UnsupportedModel(f"{type(model).__name__} wraps a model: pass model.module")
     if is_scripted(model):

@@ -136,6 +136,11 @@ LAYER_NORMS: frozenset[type[nn.Module]] = frozenset(
     }
 )
 
+# Whose weight and bias scale.
+LAYERS: frozenset[type[nn.Module]] = frozenset(
+    {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
+)
+
 # Where channels stand, whether or not there is a batch; batches of the others vary.
 CHANNEL_AXES: dict[type[nn.Module], int] = {
     nn.LayerNorm: -1,

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
+from enorm._graph import check_module
+from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, LAYERS, TRANSPOSED, sizes_of
 from enorm._modules import PAIR, fingerprint, unusable, wrong_shape
 from enorm._plan import BatchNormRule, Consumer, Group, Layer, Plan, Producer, linked
-
-_KINDS = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, *LAYER_NORMS}
 
 
 def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
@@ -38,8 +37,7 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
 
     Formula: Stock et al. 2019, §3.1.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     reasons = unusable(model, (), frozenset())
     named: set[str] = set()
@@ -79,7 +77,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _kind(module: nn.Module) -> type[nn.Module]:
     """Of torch's classes, the one that it is of or that its own was made from."""
-    return next((base for base in type(module).__mro__ if base in _KINDS), type(module))
+    return next((base for base in type(module).__mro__ if base in LAYERS), type(module))
 
 
 def _chain(

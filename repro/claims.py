@@ -189,7 +189,7 @@ def _dip(claim: Claim, runs: Runs) -> Estimate | None:
     seeds = [set(one) for _, one in part.groupby("depth")["seed"]]
     if len(seeds) < 1 + len(claim.options["before"]):
         return None
-    part = part[part["seed"].isin(set.intersection(*seeds) if seeds else set())]
+    part = part[part["seed"].isin(set.intersection(*seeds))]
     there = part[part["depth"] == depth]["accuracy"]
     before = part[part["depth"] != depth]
     if there.empty or before.empty:

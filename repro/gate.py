@@ -172,10 +172,9 @@ def _first_cycles(done: Sequence[Record], known: Sequence[Record]) -> list[str]:
     wrong = []
     for record in done:
         other = by_key.get(record.key)
-        points = [one.result.scales[:1] for one in (record, other) if one is not None]
-        if len(points) < 2 or not all(points):
+        if other is None or not (record.result.scales and other.result.scales):
             continue
-        (mine,), (theirs,) = points
+        mine, theirs = record.result.scales[0], other.result.scales[0]
         apart = max(abs(a - b) for a, b in zip(mine.log2_a, theirs.log2_a, strict=True))
         if not apart <= _CYCLE:
             wrong.append(

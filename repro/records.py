@@ -135,7 +135,7 @@ def _check(record: Record) -> None:
     record.environment["torch"]
     numbers = [result.accuracy] if result.outcome == "finite" else []
     for epoch in result.curve:
-        numbers += [epoch.train_loss, epoch.test_accuracy, epoch.seconds]
+        numbers += [epoch.train_loss, epoch.test_loss, epoch.test_accuracy, epoch.seconds]
     if not all(isinstance(one, (int, float)) for one in numbers):
         raise ValueError("a result of it is no number")
     if result.outcome == "finite":

@@ -224,9 +224,10 @@ def test_what_is_no_copy() -> None:
 
 
 def adafactor() -> tuple[nn.Sequential, Optimizer]:
-    model = network()
+    # Wide enough on all sides for sums over them to be of another shape.
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)).double()
     optimizer = torch.optim.Adafactor(model.parameters())
-    backward(model)
+    model(torch.randn(4, 5, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
     return model, optimizer
 

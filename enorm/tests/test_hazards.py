@@ -603,7 +603,7 @@ def test_values_of_another_call_are_refused() -> None:
         BOX.value = None
 
 
-@pytest.mark.parametrize("alias", [False, True], ids=["itself", "another name"])
+@pytest.mark.parametrize("alias", [False, True], ids=["a copy", "another name"])
 def test_a_product_in_place_changes_every_name(alias: bool) -> None:
     """``h *= y`` is no ``h = h * y`` for whoever reads the same tensor later."""
 

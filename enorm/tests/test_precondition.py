@@ -25,9 +25,9 @@ def gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def backward(model: nn.Module) -> None:
-    model.zero_grad()
-    torch.manual_seed(1)
+def backward(model: nn.Module, seed: int = 1, *, to_none: bool = True) -> None:
+    model.zero_grad(set_to_none=to_none)
+    torch.manual_seed(seed)
     model(torch.randn(8, 4, dtype=torch.float64)).square().sum().backward()
 
 
@@ -90,12 +90,10 @@ def test_a_step_that_was_given_up(again: bool) -> None:
         optimizer.step()
     handle.remove()
     if again:
-        model.zero_grad(set_to_none=False)
-        torch.manual_seed(1)
-        model(torch.randn(8, 4, dtype=torch.float64)).square().sum().backward()
+        backward(model, 2, to_none=False)
     optimizer.step()
     (other,) = plain._followers.optimizers
-    backward(plain._model)
+    backward(plain._model, 2 if again else 1)
     other.step()
     assert all(map(torch.equal, model.parameters(), plain._model.parameters()))
     gradients = [[gradient(one) for one in one.parameters()] for one in (model, plain._model)]

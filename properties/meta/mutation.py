@@ -1,4 +1,4 @@
-"""Mutation score of ``enorm/``: ``python -m properties.meta.mutation``, two hours on two cores.
+"""Mutation score of ``enorm/``: ``python -m properties.meta.mutation``, which takes hours.
 
 ``mutmut`` changes one operator, constant, argument or message at a time; the tests and the type
 checker, which CI both runs, should notice. As there are thousands of such changes, a sample is
@@ -166,7 +166,7 @@ def page(
 def main() -> int:
     """Run, write the page; 1 if a survivor has no reason or a reason no survivor."""
     parser = argparse.ArgumentParser(prog="python -m properties.meta.mutation")
-    parser.add_argument("--sample", type=int, default=400, help="so many changes; 0: all, a day")
+    parser.add_argument("--sample", type=int, default=400, help="so many changes; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--page-only", action="store_true", help="from the results that are there")
     options = parser.parse_args()

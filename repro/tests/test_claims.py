@@ -219,6 +219,13 @@ def test_dip_and_what_one_run_may_give() -> None:
     assert decide("variance-explains-19", made(even)).verdict == "not reproduced"
     rising = {"enorm+bn": lambda depth: 50 + depth / 2}
     assert decide("enorm+bn-low-at-19", made(rising)).verdict == "not reproduced"
+    # The report's point may be one such run, but ours all lie there.
+    real = {"enorm+bn": lambda depth: 53.66 if depth == 19 else 55.0}
+    ours = decide("variance-explains-19", made(real, seeds=8, noise=0.9))
+    assert ours.verdict == "not reproduced"
+    alike = decide("variance-explains-19", made({"enorm+bn": flat(55.0)}, seeds=8, noise=0.9))
+    assert alike.verdict == "reproduced"
+    assert alike.interval == ours.interval
     wide = made(even, noise=2.0)
     assert decide("variance-explains-19", wide).verdict == "reproduced"
 
@@ -326,7 +333,7 @@ def test_seeds_without_all_depths_are_not_resampled() -> None:
 def test_seeds_that_settle_are_more_than_there_are() -> None:
     """Where only Holm's correction stands in the way, too."""
     for number in range(20):
-        levels = {"enorm": flat(50.0 + number / 50), "baseline": flat(50), "bn": flat(50)}
+        levels = {"enorm": flat(50.0 + number / 15), "baseline": flat(50), "bn": flat(50)}
         runs = made({**levels, "enorm+bn": flat(50)}, noise=1.0)
         for finding in claims.decide(runs, claims.load(), {}):
             found = re.search(r"(\d+) seeds would settle", finding.note)
