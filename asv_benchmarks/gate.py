@@ -199,23 +199,22 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
     quotients: dict[str, list[float]] = {subject: [] for subject in subjects}
     errors: dict[str, str] = {}
     missing: dict[str, str] = {}
-    progress = tqdm(total=rounds * len(subjects), unit="round", mininterval=5)
-    for pair in range(min(PAIRS, rounds)):
-        with Worker(here) as mine, Worker(base) as theirs:
-            for subject in [one for one in subjects for _ in range(pair, rounds, PAIRS)]:
-                progress.update()
-                if subject in errors or subject in missing:
-                    continue
-                found: dict[Worker, float] = {}
-                # Neither version always comes first.
-                for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
-                    try:
-                        found[worker] = worker.ratio(subject)
-                    except UnableError as error:
-                        failed[subject] = str(error)
-                if len(found) == 2:
-                    quotients[subject].append(found[mine] / found[theirs])
-    progress.close()
+    with tqdm(total=rounds * len(subjects), unit="round", mininterval=5) as progress:
+        for pair in range(min(PAIRS, rounds)):
+            with Worker(here) as mine, Worker(base) as theirs:
+                for subject in [one for one in subjects for _ in range(pair, rounds, PAIRS)]:
+                    progress.update()
+                    if subject in errors or subject in missing:
+                        continue
+                    found: dict[Worker, float] = {}
+                    # Neither version always comes first.
+                    for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
+                        try:
+                            found[worker] = worker.ratio(subject)
+                        except UnableError as error:
+                            failed[subject] = str(error)
+                    if len(found) == 2:
+                        quotients[subject].append(found[mine] / found[theirs])
     return [
         Outcome(one, tuple(quotients[one]), errors.get(one), missing.get(one)) for one in subjects
     ]

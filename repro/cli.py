@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,8 +16,11 @@ from repro import gate, page
 from repro.data import DataError, load
 from repro.experiments import Experiment
 from repro.page import Report
-from repro.spec import METHODS, PRESETS
+from repro.spec import PRESETS
 from repro.sweep import Executor, run_all
+
+# More than any machine has; torch fails on numbers that are larger by far.
+_THREADS = 4096
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
@@ -82,6 +86,7 @@ def tell(report: Report, out: Path, name: str | None = None) -> None:
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     name = experiment.name
     ids = [series.id for series in experiment.series]
+    methods = list(dict.fromkeys(series.method for series in experiment.series))
     parser = argparse.ArgumentParser(
         prog=f"python -m repro.{name}",
         description=f"{experiment.title} of the report, run again.",
@@ -107,10 +112,10 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser.add_argument("--depths", type=int, nargs="+", metavar="D", help="intermediary layers")
     parser.add_argument(
         "--methods",
-        choices=list(dict.fromkeys([*METHODS, *ids])),
+        choices=list(dict.fromkeys([*methods, *ids])),
         nargs="+",
         metavar="M",
-        help=f"all series of a method ({', '.join(METHODS)}) or single ones ({', '.join(ids)})",
+        help=f"all series of a method ({', '.join(methods)}) or single ones ({', '.join(ids)})",
     )
     parser.add_argument(
         "--epochs",
@@ -120,7 +125,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
-        "--threads", type=_at_least(1), help="CPU threads (default: torch's choice)"
+        "--threads", type=_at_least(1, _THREADS), help="CPU threads (default: torch's choice)"
     )
     parser.add_argument(
         "--executor",
@@ -137,11 +142,13 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {value}")
         return value
 
     return number

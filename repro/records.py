@@ -98,10 +98,14 @@ def read(path: Path) -> Record:
     """The record in a file.
 
     Raises:
-        ValueError: it is not a whole record of this schema.
+        ValueError: it cannot be read, or is not a whole record of this schema.
     """
     try:
-        content = json.loads(path.read_text())
+        text = path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        content = json.loads(text)
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {_SCHEMA}")
         result = content["result"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repro import figure, figure2, page, records, report, table
+from repro import figure, figure2, figure3, page, records, report, table
 from repro.experiments import CONSIDERATIONS, FIGURE2, SERIES, series_of
 from repro.spec import METHODS, PRESETS, Preset, learning_rates
 from repro.train import RunResult
@@ -177,6 +177,7 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
         ["--first-seed", "-1"],
         ["--methods", "gn"],
         ["--preset", "huge"],
+        ["--threads", str(2**40)],
     ):
         with pytest.raises(SystemExit) as stopped:
             figure2.main(arguments)
@@ -184,6 +185,10 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "must be at least 1" in error
     assert "must be at least 0" in error
+    assert "must be at most 4096" in error
+    with pytest.raises(SystemExit):
+        figure3.main(["--methods", "bn"])
+    assert "invalid choice: 'bn'" in capsys.readouterr().err
 
 
 def test_a_longer_run_takes_no_verdicts_away() -> None:

@@ -126,6 +126,14 @@ def test_a_file_that_is_no_record_is_named(spec: RunSpec, images: Images, tmp_pa
         run_all([spec], images, tmp_path, CPU)
 
 
+def test_a_record_that_cannot_be_read_is_named(
+    spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.json cannot be read: Is a directory"):
+        run_all([spec], images, tmp_path, CPU)
+
+
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """A real process, killed without warning after its first record."""
     command = [
