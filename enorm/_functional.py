@@ -60,6 +60,20 @@ def owner_of(node: fx.Node) -> str:
     return str(node.meta.get(_OWNER, node.target))
 
 
+# Attributes that tell what a tensor is like, not what it holds.
+DESCRIBING = frozenset(
+    ("device", "dtype", "grad_fn", "is_cuda", "layout", "ndim", "requires_grad", "shape")
+)
+
+
+def reads_values(node: fx.Node) -> bool:
+    """Whether it is a ``get_attr`` node of which more than a description is used."""
+    return node.op == "get_attr" and not (
+        node.users
+        and all(one.target is getattr and one.args[1] in DESCRIBING for one in node.users)
+    )
+
+
 def attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:
     """What a ``get_attr`` node reads."""
     value: Any = graph_module

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted, unseen_call
-from enorm._functional import attribute, name_modules
+from enorm._functional import DESCRIBING, attribute, name_modules, reads_values
 from enorm._homogeneous import registered_functions, registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks, why_not
@@ -91,7 +91,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
             kept = frozenset(replaced.get(node, node) for node in kept)
             shapes = _shapes(graph_module, inputs) if inputs else {}
         for node in graph_module.graph.nodes:
-            if node.op == "get_attr" and isinstance(value := attribute(graph_module, node), Tensor):
+            if reads_values(node) and isinstance(value := attribute(graph_module, node), Tensor):
                 reads.storages.add(storage(value))
         recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept))
     for recording in recordings:
@@ -223,7 +223,16 @@ def check_kind(model: Any) -> None:
 
 
 class _Proxy(fx.Proxy):
-    """Knows ``x *= y`` from ``x = x * y``: whatever else is ``x`` changes too."""
+    """Knows ``x *= y`` from ``x = x * y``: whatever else is ``x`` changes too.
+
+    ``x.data = y`` leaves a node as well.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
+        else:
+            super().__setattr__(name, value)
 
 
 def _in_place(name: str) -> Any:
@@ -346,13 +355,7 @@ class _Reads(TorchFunctionMode):
     code reached around ``torch.fx``, or a constant.
     """
 
-    _HARMLESS = frozenset(
-        getattr(Tensor, name).__get__
-        for name in (
-            *("device", "dtype", "grad_fn", "is_cuda", "layout"),
-            *("ndim", "requires_grad", "shape"),
-        )
-    )
+    _HARMLESS = frozenset(getattr(Tensor, name).__get__ for name in DESCRIBING)
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,6 +401,8 @@ def _shapes(
     except Exception as error:
         sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
         reason = str(error.__cause__ or error).splitlines()[0]
+        if "more than 1 value per channel" in reason:
+            reason += "; give a batch of two or more"
         raise UnsupportedModel(
             f"example_inputs of shape {sizes} do not fit the model: {reason}"
         ) from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm._calls import is_scripted, replaced_methods
-from enorm._functional import owner_of
+from enorm._functional import owner_of, reads_values
 from enorm._graph import Recording
 from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
 from enorm._memory import is_lazy, sharing, storage
@@ -43,7 +43,7 @@ def unusable(
         leaves |= {str(node.target) for node in called}
         for node, module in called.items():
             uses.setdefault(owner_of(node), {})[_use(module)] = module
-        read |= {str(node.target) for node in nodes if node.op == "get_attr"}
+        read |= {str(node.target) for node in nodes if reads_values(node)}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
     shared = set(sharing(model))
     inside = {

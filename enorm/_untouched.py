@@ -24,10 +24,21 @@ from enorm._memory import is_lazy, storage
 def untouched(model: nn.Module) -> Iterator[Randomness]:
     """Attributes, the containers in them, tensors and random states are afterwards as before.
 
-    Yields the generators as they stood.
+    So are gradients, what requires them, and arrays that modules hold. Yields the generators as
+    they stood.
     """
     held = _Held(model)
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+    named = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+    gradients = [(one, one.grad) for one in model.parameters() if not is_lazy(one)]
+    tensors = list(
+        {
+            id(tensor): tensor
+            for tensor in (*named, *(grad for _, grad in gradients), *held.values())
+            if isinstance(tensor, Tensor) and not is_lazy(tensor)
+        }.values()
+    )
+    wanted = [(tensor, tensor.requires_grad) for tensor in tensors]
+    arrays = [(one, one.copy()) for one in held.values() if _is_array(one)]
     # What `tensor.data = other` replaces.
     memory = [(tensor, tensor.detach()) for tensor in tensors]
     writes = _CopyOnWrite(tensors)
@@ -44,6 +55,17 @@ def untouched(model: nn.Module) -> Iterator[Randomness]:
         with torch.no_grad():
             for tensor, content in writes.kept:
                 tensor.copy_(content)
+        for tensor, gradient in gradients:
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
+        for tensor, requires_grad in wanted:
+            if tensor.requires_grad != requires_grad:
+                if not tensor.is_leaf:
+                    tensor.detach_()
+                tensor.requires_grad_(requires_grad)
+        for array, content in arrays:
+            if array.tobytes() != content.tobytes():
+                array[...] = content
 
 
 class _Held:
@@ -149,6 +171,13 @@ def _access(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None
         bits = value.bit_generator
         return lambda: bits.state, lambda state: setattr(bits, "state", state)
     return None
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is a NumPy array that may be written into."""
+    numpy = sys.modules.get("numpy")
+    is_one = numpy is not None and isinstance(value, numpy.ndarray)
+    return is_one and value.flags.writeable and not value.dtype.hasobject
 
 
 def _has_attributes(value: Any) -> bool:

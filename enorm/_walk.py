@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from enorm._functional import attribute, is_layer, owner_of
-from enorm._graph import Recording
+from enorm._graph import Recording, UnsupportedModel
 from enorm._homogeneous import (
     BATCH_NORMS,
     CASTS,
@@ -65,7 +65,11 @@ class Walk:
         self.asserted: dict[fx.Node, int] = {}
         self.numbers: set[fx.Node] = set()
         self.long: set[fx.Node] = set()
-        self.dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
+        self.dtypes = {
+            name: value.dtype
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if value.is_floating_point()
+        }
         self.signals: dict[fx.Node, Signal | None] = {}
         self.depths: dict[fx.Node, int] = {}
         self.above: set[fx.Node] = set()
@@ -155,6 +159,11 @@ class Walk:
         name = owner_of(node)
         reason = self.unusable.get(name)
         kind = type(module)
+        if not node.all_input_nodes and any(True for _ in module.parameters()):
+            raise UnsupportedModel(
+                f"{name} ({kind.__name__}) is called without a value that could be recorded, as "
+                "with an argument's default: pass example_inputs that reach this argument"
+            )
         if kind is nn.Linear or kind in CONVOLUTIONS or kind in TRANSPOSED:
             return self._visit_layer(node, module, name, reason)
         if kind in BATCH_NORMS or kind in LAYER_NORMS:
@@ -216,6 +225,8 @@ class Walk:
         target = node.target
         if node in self.numbers:
             return None
+        if target is setattr:
+            return self._wall(node, "replaces the data of a value")
         if target in (getattr, operator.getitem):
             if target is operator.getitem and self._only_signal(node) is not None:
                 return self._wall(node, "indexes the activations")
@@ -223,6 +234,9 @@ class Walk:
                 return self._wall(node, f"reads attribute {node.args[1]!r} of the activations")
             return None
         if not any(self.signals[source] for source in node.all_input_nodes):
+            return None
+        if target in _LIKE and self.signals[node.all_input_nodes[0]] is None:
+            # Of the other value only the shape is read.
             return None
         if node.kwargs.get("out") is not None:
             return self._wall(node, "writes into another tensor")
@@ -276,11 +290,24 @@ class Walk:
             if isinstance(value, fx.Node) and not _is_attribute(value, "device"):
                 return self._wall(node, "casts to a dtype that cannot be told")
             if isinstance(value, torch.dtype):
-                wide = any(torch.promote_types(own, value) == value for own in self.dtypes)
+                own = self._dtypes_of(node)
+                wide = all(torch.promote_types(one, value) == value for one in own)
                 if not (wide and value.is_floating_point):
                     reason = f"casts to {value}, which holds less than the parameters' dtype"
                     return self._wall(node, reason)
         return self._only_signal(node)
+
+    def _dtypes_of(self, node: fx.Node) -> set[torch.dtype]:
+        """Of the weights whose units a node reads; of all parameters where that says nothing."""
+        signal = self._only_signal(node)
+        roots = () if signal is None else tuple(signal.roots())
+        found = {
+            self.dtypes[one.weight]
+            for units in roots
+            for one in units.producers
+            if one.weight in self.dtypes
+        }
+        return found or set(self.dtypes.values())
 
     def _sum(self, node: fx.Node) -> Signal | None:
         """Sums, differences and maxima of two values: both have to carry the same scales."""
@@ -566,14 +593,16 @@ class Walk:
         if node in self.shapes or not isinstance(other, fx.Node):
             return self._dimensions_of(node, signal)
         theirs = self.signals[other]
-        if other in self.shapes:
+        seen = other in self.shapes
+        if seen:
             count: int | None = len(self.shapes[other])
         else:
             count = UNCERTAIN if theirs is None else theirs.dimensions
         if signal.dimensions == count:
             return count
         # A layer's features are taken as (N, features) where nothing is known.
-        fits = count is not None and 0 < count <= (signal.dimensions or 2)
+        known = count is not None and (seen or count != UNCERTAIN)
+        fits = known and cast(int, count) <= (signal.dimensions or 2)
         return signal.dimensions if fits and theirs is None else UNCERTAIN
 
     def _flatten(self, node: fx.Node, start: Any, end: Any) -> Signal | None:
@@ -707,6 +736,7 @@ _SHORTEN = {
     *(torch.select, "select", "max", "min", torch.max, torch.min),
     *(torch.logsumexp, "logsumexp", torch.norm, "norm", torch.std, "std"),
 }
+_LIKE = {"expand_as", "reshape_as", "view_as"}
 _WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
 
 

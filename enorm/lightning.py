@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +13,13 @@ from torch.utils.hooks import RemovableHandle
 from enorm._plan import Plan
 from enorm._stepper import ENorm
 from enorm._trace import trace
+
+# Not every version has both.
+_AVERAGING = tuple(
+    getattr(callbacks, name)
+    for name in ("StochasticWeightAveraging", "WeightAveraging")
+    if hasattr(callbacks, name)
+)
 
 
 class ENormCallback(Callback):
@@ -32,7 +39,8 @@ class ENormCallback(Callback):
     Raises (when a fit begins):
         AttributeError: there is no such submodule.
         ValueError, TypeError, UnsupportedModel: as :class:`enorm.ENorm` does; or the parameters to
-            rescale are not all in one of the optimizers.
+            rescale are not all in one of the optimizers; or another callback averages weights,
+            whose scales would differ.
 
     Source: Stock et al. 2019, Algorithm 2.
     """
@@ -49,6 +57,14 @@ class ENormCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the model and attach to its optimizer."""
+        # Set by one of its parts, which its type does not tell.
+        others = trainer.callbacks  # type: ignore[attr-defined]
+        if averaging := [one for one in others if isinstance(one, _AVERAGING)]:
+            raise ValueError(
+                f"{type(averaging[0]).__name__} averages weights of different scales: take its "
+                "callback away, keep a torch.optim.swa_utils.AveragedModel of your own, and pass "
+                "copies=[it.module] to ENormCallback"
+            )
         model = pl_module.get_submodule(self._module)
         options = dict(self._options)
         plan = options.pop("plan", None)

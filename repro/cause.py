@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from repro.experiments import SERIES, series_of
 from repro.records import Record
 
-# Steps after which scales are compared: before biases make a run diverge.
-STEP = 16
+# Steps after which scales are compared: with biases the first runs diverge in this one.
+STEP = 32
 
 _STYLES = {
     "enorm-bias": ("#D55E00", "^", -0.3),
@@ -29,7 +29,7 @@ _STYLES = {
 def cause(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run of ENorm with biases.
 
-    Columns: ``series``, ``depth``, ``seed``, ``after`` (steps: 16, or fewer where the run ends
+    Columns: ``series``, ``depth``, ``seed``, ``after`` (steps: 32, or fewer where the run ends
     sooner), ``a`` (the median scale of each hidden layer's units then), ``rate`` (the largest
     learning rate of a layer's biases in their original scale) and ``step`` (of the first
     non-finite loss, from 1; missing without one).
@@ -89,10 +89,13 @@ def cause_figure(records: Sequence[Record]) -> Figure | None:
         label = SERIES[series].label
         x = rows["depth"] + shift
         rates.semilogy(x, rows["rate"], marker, color=color, mfc="none", label=label)
+        sooner = rows["after"] < STEP
+        rates.semilogy(x[sooner], rows.loc[sooner, "rate"], marker, color="red")
         lost = rows["step"].notna()
         steps.plot(x[lost], rows.loc[lost, "step"], marker, color=color, mfc="none", label=label)
         steps.plot(x[~lost], 0 * x[~lost], marker, color=color, ms=4)
-    rates.set(title="learning rate of a bias in its first scale, lr / a²", xlabel="depth")
+    title = f"largest lr / a² of a layer's biases after {STEP} steps (red: the run ended sooner)"
+    rates.set(title=title, xlabel="depth")
     rates.legend(fontsize=8)
     steps.set(title="step of the first non-finite loss (filled, at 0: none)", xlabel="depth")
     for axes in (scales, rates, steps):

@@ -46,6 +46,7 @@ class Claim:
         expected: the verdict that the committed evidence gives.
         options: what the test needs.
         reason: where that verdict differs from the report, the best supported reason.
+        remark: what to know of the test, whatever its verdict.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Claim:
     expected: Verdict
     options: Mapping[str, Any]
     reason: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Finding:
 def load() -> list[Claim]:
     """All claims, in the table's order."""
     entries = tomllib.loads((resources.files("repro") / "claims.toml").read_text())["claim"]
-    own = ("id", "text", "section", "test", "expected", "reason")
+    own = ("id", "text", "section", "test", "expected", "reason", "remark")
     return [
         Claim(
             **{name: entry[name] for name in own if name in entry},
@@ -460,11 +462,13 @@ def _stuck(claim: Claim, runs: Runs) -> Finding:
         return Finding(claim, "not run")
     own, most = table["accuracy"], claim.options["most"]
     by_depth = (own <= most).groupby(table["depth"]).agg(["sum", "count"])
+    many = by_depth[by_depth["count"] >= _AGREEING_SEEDS]
     verdict: Verdict = "inconclusive"
-    if len(own) >= _AGREEING_SEEDS and (own <= most).all():
-        verdict = "reproduced"
-    elif len(own) >= _AGREEING_SEEDS and (own > most).all():
+    if (many["sum"] == 0).any():
+        # That it never learns is refuted by one depth at which it always does.
         verdict = "not reproduced"
+    elif len(many) and (own <= most).all():
+        verdict = "reproduced"
     return Finding(
         claim,
         verdict,
@@ -472,7 +476,8 @@ def _stuck(claim: Claim, runs: Runs) -> Finding:
         f"{own.min():.1f} to {own.max():.1f} %",
         f"{len(own)} runs",
         f"end at or below {most:.0f} %, by depth: "
-        + ", ".join(f"{depth}: {row['sum']}/{row['count']}" for depth, row in by_depth.iterrows()),
+        + ", ".join(f"{depth}: {row['sum']}/{row['count']}" for depth, row in by_depth.iterrows())
+        + f"; a verdict takes {_AGREEING_SEEDS} runs at one depth" * (verdict == "inconclusive"),
     )
 
 
@@ -492,7 +497,7 @@ def _time(claim: Claim, cost: Mapping[int, float]) -> Finding:
 
 
 def _none(claim: Claim, runs: Runs) -> Finding:
-    return Finding(claim, "not run", note="this project does not implement them")
+    return Finding(claim, "not run")
 
 
 def _of(rows: pd.DataFrame, series: str) -> pd.DataFrame:

@@ -147,6 +147,7 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
                 "interval": finding.interval,
                 "n": finding.n,
                 "note": finding.note,
+                "remark": finding.claim.remark,
                 "reason": finding.reason,
             }
             for finding in findings

@@ -76,6 +76,11 @@ class RunSpec:
     output: Literal["logits", "softmax"] = "logits"
 
     @property
+    def held_back(self) -> int:
+        """How many of the training images are for validation."""
+        return self.train_images // 5 if self.validation else 0
+
+    @property
     def cost(self) -> int:
         """Products of a weight and an image's activation: what time is about proportional to."""
         weights = 3072 * self.width + self.depth * self.width**2 + self.width * 10

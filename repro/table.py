@@ -149,7 +149,8 @@ def describe(specs: Sequence[RunSpec]) -> str:
     seeds = sorted({spec.seed for spec in specs})
     epochs = max(spec.epochs for spec in specs)
     varied = len({spec.epochs for spec in specs}) > 1
-    images = " or ".join(f"{one:,}" for one in sorted({spec.train_images for spec in specs}))
+    trained = sorted({spec.train_images - spec.held_back for spec in specs})
+    images = " or ".join(f"{one:,}" for one in trained)
     return (
         f"depth{'s' * (len(depths) > 1)} {', '.join(map(str, depths))}; "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); "

@@ -122,7 +122,7 @@ def train_together(
     if len({shape(spec) for spec in specs}) != 1:
         raise ValueError("runs that train together must be alike: group them by repro.train.shape")
     first = specs[0]
-    held_back = len(data.train) // 5 if first.validation else 0
+    held_back = first.held_back
     images = len(data.train) - held_back
     runs, step = begin(specs, data)
     sizes = torch.tensor([min(first.batch_size, images - i) for i in _starts(first, images)])

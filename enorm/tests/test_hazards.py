@@ -708,3 +708,129 @@ def test_powers_of_two_are_no_simultaneous_updates() -> None:
     """Rounded updates of neighbours together can raise the energy, for ever."""
     with pytest.raises(ValueError, match="jacobi"):
         enorm.balance_(chain(), solver="jacobi", power_of_two=True)
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_values_whose_data_are_replaced_are_walls(example: bool) -> None:
+    """``x.data = y`` is an assignment to fx, and no operation."""
+
+    def replaced(m: Written, x: Tensor) -> object:
+        h = F.relu(m.a(x))
+        h.data = torch.tanh(m.c(x))
+        return m.b(h)
+
+    def leaked(m: Written, x: Tensor) -> object:
+        h, seen = F.relu(m.a(x)), torch.zeros_like(x)
+        seen.data = h
+        return m.b(h) + torch.sigmoid(seen).sum(1, keepdim=True)
+
+    for code in (replaced, leaked):
+        plan = enorm.trace(Written(code), torch.zeros(3, 6) if example else None)
+        assert plan.groups == ()
+        assert plan.skipped[0].reason == "replaces the data of a value"
+
+
+def test_casts_are_held_to_the_weights_in_front() -> None:
+    """That the head is in half precision says nothing of the range of the body's units."""
+
+    def code(m: Written, x: Tensor) -> object:
+        return m.b(F.relu(m.a(x)).half())
+
+    model = Written(code)
+    model.b.half()
+    assert enorm.trace(model).groups == ()
+    assert groups(enorm.trace(Written(code).half())) == [(["a"], ["b"], 6)]
+
+
+def test_tensors_arrays_and_gradients_are_left_as_they_were() -> None:
+    def code(m: Keeping, x: Tensor) -> object:
+        m.seen[0].add_(1)
+        m.seen[1][:] *= 0.5
+        m.seen[2] += m.a.weight.abs().sum()
+        m.zero_grad(set_to_none=False)
+        m.a.requires_grad_(not m.training)
+        return m.b(F.relu(m.a(x)))
+
+    model = Keeping(code)
+    model.seen += [torch.zeros(2), np.ones(2), torch.zeros(())]
+    model.b.weight.grad = torch.ones(6, 6)
+    held = list(model.seen)
+    enorm.trace(model)
+    assert all(one is other for one, other in zip(model.seen, held, strict=True))
+    assert torch.equal(held[0], torch.zeros(2))
+    assert (held[1] == 1).all()
+    assert held[2] == 0
+    assert not held[2].requires_grad
+    assert torch.equal(model.b.weight.grad, torch.ones(6, 6))
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_an_input_with_a_default_has_to_be_given() -> None:
+    class Optional(Written):
+        def forward(self, x: Any = None) -> object:
+            return super().forward(x)
+
+    for name, code in (
+        (r"a \(Linear\)", lambda m, x: m.b(F.relu(m.a(x)))),
+        (r"bn \(LayerNorm\)", lambda m, x: m.b(m.bn(x))),
+    ):
+        with pytest.raises(enorm.UnsupportedModel, match=f"{name} is called without a value"):
+            enorm.trace(Optional(code, norm=nn.LayerNorm(6)))
+    model = Optional(lambda m, x: m.b(F.relu(m.a(x))))
+    assert groups(enorm.trace(model, torch.zeros(2, 6))) == [(["a"], ["b"], 6)]
+
+
+def test_a_batch_of_one_is_told_as_such() -> None:
+    model = Written(lambda m, x: m.b(F.relu(m.bn(m.a(x)))), norm=nn.BatchNorm1d(6))
+    with pytest.raises(enorm.UnsupportedModel, match="give a batch of two or more"):
+        enorm.trace(model, torch.zeros(1, 6))
+
+
+class Scaled(nn.Module):
+    """A residual branch with a learned factor, as ReZero's."""
+
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(8, 2)
+        self.factor = nn.Parameter(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two blocks and a mean over positions."""
+        h = F.relu(self.first(x))
+        h = h + self.factor * self.second(h)
+        out: Tensor = self.last(h.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8, 1, 1)])
+def test_learned_factors_keep_the_number_of_axes(shape: tuple[int, ...]) -> None:
+    model = Scaled(torch.full(shape, 0.3))
+    assert groups(enorm.trace(model)) == [(["first", "second"], ["second", "last"], 8)]
+    assert_never_wrong(model, torch.randn(2, 3, 4, 4))
+
+
+def test_what_a_weight_is_like_may_be_read() -> None:
+    """Its device, dtype and shape change with no scale."""
+
+    def placed(m: Written, x: Tensor) -> object:
+        return m.b(F.relu(m.a(x.to(m.a.weight.device).view(-1, m.a.weight.shape[1]))))
+
+    assert groups(enorm.trace(Written(placed))) == [(["a"], ["b"], 6)]
+    summed = Written(lambda m, x: m.b(F.relu(m.a(x))) + m.a.weight.sum() * m.a.weight.shape[1])
+    assert enorm.trace(summed).groups == ()
+
+
+def test_a_gate_expanded_like_the_units() -> None:
+    """Of them it reads the shape, as squeeze-and-excitation does."""
+
+    def gated(m: Written, x: Tensor) -> object:
+        h = F.relu(m.a(x))
+        return m.b(h * torch.sigmoid(m.c(x)[:, :1]).expand_as(h))
+
+    model = Written(gated)
+    assert groups(enorm.trace(model)) == [(["a"], ["b"], 6)]
+    assert_never_wrong(model, torch.randn(3, 6))
+    back = Written(lambda m, x: m.b(m.a(x)[:, :1].expand_as(torch.sigmoid(m.c(x)))))
+    assert enorm.trace(back).groups == ()

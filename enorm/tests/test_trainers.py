@@ -161,6 +161,31 @@ def test_lightning_with_biases_and_a_second_model() -> None:
     fit(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning_with_averages() -> None:
+    """Lightning makes the average itself, so nobody could rescale it along."""
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+    from enorm.lightning import ENormCallback
+
+    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    trainer = quiet(pl, ENormCallback("net"), 1)
+    trainer.callbacks.append(StochasticWeightAveraging(swa_lrs=0.01))
+    with pytest.raises(ValueError, match=r"StochasticWeightAveraging averages weights of differ"):
+        trainer.fit(Task(), DataLoader(Samples(named=False), BATCH))
+
+
 def test_lightning_with_two_optimizers() -> None:
     """Each half of a group in one of them cannot be followed; a module in one can."""
     pytest.importorskip("lightning.pytorch", reason="lightning is not installed")

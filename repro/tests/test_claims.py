@@ -259,14 +259,14 @@ def test_a_cause_is_refuted_where_its_absence_changes_nothing() -> None:
     def plain(series: str, depth: int, seed: int) -> bool:
         return series == "enorm-bias" and depth >= 11
 
-    assert decide("output-activation", made(levels, lost=plain)).verdict == "not reproduced"
+    assert decide("output-activation-bias", made(levels, lost=plain)).verdict == "not reproduced"
     few = made(levels, seeds=1, lost=plain)
-    assert decide("output-activation", few).verdict == "inconclusive", "5 of 5: at least 48 %"
+    assert decide("output-activation-bias", few).verdict == "inconclusive", "5 of 5: at least 48 %"
     rare = made(levels, lost=lambda s, d, n: plain(s, d, n) or (d, n) == (15, 0))
-    assert decide("output-activation", rare).verdict == "not reproduced", "14 of 15 in each"
+    assert decide("output-activation-bias", rare).verdict == "not reproduced", "14 of 15 in each"
     half = made(levels, lost=lambda s, d, n: plain(s, d, n) or (s == CURES[1] and d > 15))
-    assert decide("output-activation", half).verdict == "inconclusive"
-    assert decide("output-activation", made(levels)).verdict == "not run", "nothing to explain"
+    assert decide("output-activation-bias", half).verdict == "inconclusive"
+    assert decide("output-activation-bias", made(levels)).verdict == "not run", "nothing to explain"
 
 
 CURES = ("enorm-bias-preconditioned", "enorm-bias-c1")
@@ -289,6 +289,10 @@ def test_stuck_at_chance() -> None:
         for series, end in (("enorm-bias-softmax", "-bias"), ("enorm-softmax", "")):
             runs = made({series: flat(level)}, depths=DEEP)
             assert decide(f"softmax-stops-learning{end}", runs).verdict == verdict
+            # One run at each of three depths says less than three at one.
+            thin = decide(f"softmax-stops-learning{end}", made({series: flat(level)}, seeds=1))
+            assert thin.verdict == "inconclusive"
+            assert "3 runs at one depth" in thin.note
 
 
 def test_a_later_divergence_is_counted_where_it_decides() -> None:
