@@ -282,6 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"speed gate: the working tree beside {commit[:12]}")
     for outcome in outcomes:
         print(outcome)
+    if unsure := sum(outcome.verdict == "undecided" for outcome in outcomes):
+        print(
+            f"speed gate: {unsure} of {len(outcomes)} undecided, which fails nothing: to know, "
+            "measure on a quieter machine or with more --rounds"
+        )
     return exit_status(outcomes)
 
 

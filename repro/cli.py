@@ -50,6 +50,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
         count = preset.seeds if options.seeds is None else options.seeds
         seeds = range(options.first_seed, options.first_seed + count)
         specs = experiment.specs(preset, seeds, options.depths, ids)
+        if options.gate:
+            gate.require(specs, preset)
         images = load(source)
         print(
             f"{experiment.title}, preset {preset.name}: {len(specs)} runs on {images.form}",

@@ -29,7 +29,7 @@ from repro import claims, records, table
 from repro.claims import Finding, Verdict
 from repro.page import Report
 from repro.records import Record
-from repro.spec import Preset
+from repro.spec import Preset, RunSpec
 from repro.statistics import ALPHA, pooled
 from repro.table import Runs
 
@@ -45,6 +45,21 @@ def committed(preset: Preset) -> Path:
     if preset.name == "paper":
         return _HERE / "evidence"
     return _HERE / "reference" / preset.name
+
+
+def require(specs: Sequence[RunSpec], preset: Preset) -> None:
+    """Tell before anything runs that there is nothing to compare it with.
+
+    Raises:
+        ValueError: no committed run has the settings of one of ``specs``, whatever its seed.
+    """
+    folder = committed(preset)
+    known = {replace(one.spec, seed=0) for one in records.read_all(folder / "records")}
+    if not known & {replace(spec, seed=0) for spec in specs}:
+        raise ValueError(
+            f"none of these runs has a counterpart in {folder}: take away --gate, or ask for "
+            "methods, depths and epochs that are committed there"
+        )
 
 
 def check(done: Sequence[Record], report: Report, preset: Preset) -> int:

@@ -106,6 +106,8 @@ def read(path: Path) -> Record:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         content = json.loads(text)
+        if "schema" not in content:
+            raise ValueError("it says no schema")
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']}, expected {_SCHEMA}")
         result = content["result"]
@@ -128,7 +130,10 @@ def read(path: Path) -> Record:
             raise ValueError("its key is not that of its spec, numerics and images")
         return record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no whole run record: {error}") from error
+        raise ValueError(
+            f"{path.name} is no whole run record: {error}; delete {path}, and what is missing is "
+            "run again"
+        ) from error
 
 
 def _check(record: Record) -> None:

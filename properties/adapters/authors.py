@@ -49,7 +49,7 @@ class Authors(Implementation):
         file = path / _FILE
         spec = importlib.util.spec_from_file_location("facebookresearch_enorm", file)
         if spec is None or spec.loader is None or not file.exists():
-            raise ValueError(f"{file} does not exist: give a checkout by --enorm-impl-path")
+            raise ValueError(f"{file} does not exist: give the path of a checkout")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         self._class: Any = module.ENorm

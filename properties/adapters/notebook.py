@@ -32,7 +32,7 @@ class Notebook(Implementation):
     def __init__(self, path: Path) -> None:
         file = path / _FILE
         if not file.exists():
-            raise ValueError(f"{file} does not exist: give a checkout by --enorm-impl-path")
+            raise ValueError(f"{file} does not exist: give the path of a checkout")
         self._function = _function(json.loads(file.read_text()))
         self.version = commit(path)
 
