@@ -96,8 +96,8 @@ class Balanced:
 class Implementation:
     """What the suite needs of an implementation.
 
-    Models are ``nn.Sequential`` chains of :class:`properties.specs.Net`, in eval mode; they are
-    changed in place. An adapter inherits what it does not declare, or has the same methods.
+    Models are ``nn.Sequential`` chains of :class:`properties.specs.Net`, in eval or train mode, and
+    are changed in place. An adapter inherits what it does not declare, or has the same methods.
     """
 
     name: str

@@ -74,7 +74,8 @@ def test_balance_keeps_the_function(net: Net, p: float, c: float, solver: str) -
     if result.converged:
         left = oracle.residual(model, p, c)
         rounding = 2 * tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
-        assert left <= 1e-8 + rounding, oracle.failure(net, "residual", left, rounding)
+        bound = 1e-8 + rounding
+        assert left <= bound, oracle.failure(net, "converged, but the residual", left, bound)
 
 
 @requires(power_of_two=True)

@@ -63,7 +63,13 @@ def test_solvers_end_at_scipys_minimum(net: Net, p: float, c: float, solver: str
     model = net.build()
     before = copy.deepcopy(model)
     options = {"tol": 1e-11, "max_cycles": 20_000, "power_of_two": False}
-    assert current().balance(model, p=p, c=c, solver=solver, **options).converged  # type: ignore[arg-type]
+    result = current().balance(model, p=p, c=c, solver=solver, **options)  # type: ignore[arg-type]
+    assert result.converged, oracle.failure(
+        net,
+        f"not converged after {result.cycles} cycles; residual",
+        oracle.residual(model, p, c),
+        0,
+    )
     assert_at_minimum(net, before, model, p, c)
 
 
