@@ -740,13 +740,18 @@ def test_casts_are_held_to_the_weights_in_front() -> None:
     model.b.half()
     assert enorm.trace(model).groups == ()
     assert groups(enorm.trace(Written(code).half())) == [(["a"], ["b"], 6)]
+    # Nor does a layer elsewhere in single precision; of two in front the wider counts.
+    model.a.half()
+    assert groups(enorm.trace(model)) == [(["a"], ["b"], 6)]
+    model.code = lambda m, x: m.b(F.relu(m.a(x.half()) + m.c(x)).half())
+    assert enorm.trace(model).groups == ()
 
 
 def test_tensors_arrays_and_gradients_are_left_as_they_were() -> None:
     def code(m: Keeping, x: Tensor) -> object:
         m.seen[0].add_(1)
         m.seen[1][:] *= 0.5
-        m.seen[2] += m.a.weight.abs().sum()
+        m.seen[2].add_(next(m.a.parameters()).abs().sum())
         m.zero_grad(set_to_none=False)
         m.a.requires_grad_(not m.training)
         return m.b(F.relu(m.a(x)))
@@ -832,5 +837,9 @@ def test_a_gate_expanded_like_the_units() -> None:
     model = Written(gated)
     assert groups(enorm.trace(model)) == [(["a"], ["b"], 6)]
     assert_never_wrong(model, torch.randn(3, 6))
-    back = Written(lambda m, x: m.b(m.a(x)[:, :1].expand_as(torch.sigmoid(m.c(x)))))
-    assert enorm.trace(back).groups == ()
+
+    def seen(m: Written, x: Tensor) -> object:
+        h = F.relu(m.a(x))
+        return m.b(h) + torch.sigmoid(h.expand_as(m.c(x)))
+
+    assert enorm.trace(Written(seen)).groups == ()
