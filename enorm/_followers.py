@@ -134,7 +134,11 @@ class Followers:
             # AveragedModel, among others, puts the model one level down.
             found = copy.get(f"module.{name}") if found is None else found
             if found is None or found.shape != parameter.shape:
-                raise ValueError(f"a copy has no parameter {name!r} of the model's shape")
+                there = ", ".join(map(repr, list(copy)[:3])) or "none"
+                raise ValueError(
+                    f"a copy has no parameter {name!r} of the model's shape, but {there}: pass the "
+                    "model inside it whose parameters have the names of this one's"
+                )
             address = local(found).data_ptr()
             if address in seen:
                 raise ValueError(

@@ -295,10 +295,16 @@ class ENorm:
         Raises:
             ValueError: the state belongs to another model, or is none of an ENorm.
         """
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(f"this is no state of an ENorm: its keys are {list(state)}")
-        if state["parameters"] != list(self.plan.parameter_names()):
-            raise ValueError("state belongs to an ENorm that scales other parameters")
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            found = f"keys {list(state)}" if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"this is no state of an ENorm: it has {found}")
+        own, others = list(self.plan.parameter_names()), state["parameters"]
+        if others != own:
+            one = next(iter(sorted(set(own) ^ set(others)) or own))
+            raise ValueError(
+                f"state belongs to an ENorm that scales other parameters (see {one!r}): trace the "
+                "same model, or the same submodule, as for that one"
+            )
         if state["fingerprint"] != self.plan.fingerprint:
             raise ValueError("state belongs to an ENorm of another model: its modules differ")
         if (state["log2_a"] is None) != (self._preconditioner is None):

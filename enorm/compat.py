@@ -53,8 +53,9 @@ class ENorm:
         p: exponent of the norm.
 
     Raises:
-        ValueError: ``model_type`` is another word or does not fit, neighbours do not fit each
-            other, or there are fewer than three weights, so that nothing would be balanced.
+        ValueError: ``named_params`` is no pairs of names and parameters, ``model_type`` is another
+            word or does not fit, neighbours do not fit each other, or there are fewer than three
+            weights, so that nothing would be balanced.
     """
 
     def __init__(
@@ -67,7 +68,14 @@ class ENorm:
     ) -> None:
         if model_type not in ("linear", "conv", None):
             raise ValueError(f"model_type must be 'linear' or 'conv', got {model_type!r}")
-        parameters = dict(named_params)
+        try:
+            parameters = dict(named_params)
+        except (TypeError, ValueError):
+            parameters = {}
+        if not all(isinstance(name, str) for name in parameters) or not parameters:
+            raise ValueError(
+                "named_params must be pairs of names and parameters: pass model.named_parameters()"
+            )
         weights = [
             name
             for name, parameter in parameters.items()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import enorm
+import enorm.compat
 from enorm._descent import Solver
 from properties import oracle, tolerances
 from properties.specs import Hidden, Net
@@ -127,7 +128,19 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
     ],
     (
         lambda m: enorm.ENorm(m).load_state_dict({}),
-        "this is no state of an ENorm: its keys are []",
+        "this is no state of an ENorm: it has keys []",
+    ),
+    (
+        lambda m: enorm.ENorm(m).load_state_dict(None),  # type: ignore[arg-type]
+        "this is no state of an ENorm: it has NoneType",
+    ),
+    (
+        lambda m: enorm.compat.ENorm(m, None),
+        "named_params must be pairs of names and parameters: pass model.named_parameters()",
+    ),
+    (
+        lambda m: enorm.compat.ENorm(m.parameters(), None),
+        "named_params must be pairs of names and parameters: pass model.named_parameters()",
     ),
     (
         lambda _: enorm.balance_(nn.Sequential(nn.Linear(2, 2))),
@@ -472,7 +485,7 @@ def test_state_of_another_stepper_is_refused() -> None:
     state = enorm.ENorm(NET.build()).state_dict()
     model = Net(inputs=3, hidden=(Hidden(out=4),)).build()
     with pytest.raises(
-        ValueError, match=r"^state belongs to an ENorm that scales other parameters$"
+        ValueError, match=r"^state belongs to an ENorm that scales other parameters \(see "
     ):
         enorm.ENorm(model).load_state_dict(state)
 
