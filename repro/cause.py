@@ -79,7 +79,7 @@ def cause_figure(records: Sequence[Record]) -> Figure | None:
     for (_, row), color in zip(first.iterrows(), shades, strict=True):
         layers = range(1, len(row["a"]) + 1)
         scales.semilogy(layers, row["a"], ".-", color=color, lw=1, ms=4, label=str(row["depth"]))
-    scales.set(title=f"scale a of each layer after {STEP} steps, c = 1.2", xlabel="hidden layer")
+    scales.set(title=f"scale a of each layer\nafter {STEP} steps, c = 1.2", xlabel="hidden layer")
     if len(first):
         scales.legend(title="depth", ncols=2, fontsize=8, title_fontsize=8)
     for series, (color, marker, shift) in _STYLES.items():
@@ -94,10 +94,10 @@ def cause_figure(records: Sequence[Record]) -> Figure | None:
         lost = rows["step"].notna()
         steps.plot(x[lost], rows.loc[lost, "step"], marker, color=color, mfc="none", label=label)
         steps.plot(x[~lost], 0 * x[~lost], marker, color=color, ms=4)
-    title = f"largest lr / a² of a layer's biases after {STEP} steps (red: the run ended sooner)"
+    title = f"largest lr / a² of a layer's biases\nafter {STEP} steps (red: ended sooner)"
     rates.set(title=title, xlabel="depth")
     rates.legend(fontsize=8)
-    steps.set(title="step of the first non-finite loss (filled, at 0: none)", xlabel="depth")
+    steps.set(title="step of the first non-finite loss\n(filled, at 0: none)", xlabel="depth")
     for axes in (scales, rates, steps):
         axes.title.set_size(10)
         axes.grid(color="0.93")

@@ -85,10 +85,12 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
     elif len(present) <= 4:
         handles.append(Line2D([], [], color="0.82", lw=1, label="here: the other panels' means"))
     if found.comparable and experiment.figure is not None:
-        handles += [
-            Line2D([], [], color="0.3", ls="--", lw=1, label="the report, with its band"),
-            Line2D([], [], color="0.3", ls=":", lw=1, label="the authors"),
-        ]
+        handles.append(
+            Line2D([], [], color="0.3", ls="--", lw=1, label="the report, with its band")
+        )
+    if found.comparable and experiment.figure == 2:
+        # The authors trained without biases only.
+        handles.append(Line2D([], [], color="0.3", ls=":", lw=1, label="the authors"))
     figure.suptitle(textwrap.fill(title, 110), x=0.01, ha="left", size=10)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure

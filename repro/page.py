@@ -168,7 +168,8 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
     labels = {}
     for record in report.records:
         series = series_of(record.spec, images)
-        labels[record.key] = record.spec.method if series is None else series.label
+        # Labels leave out what all series of an experiment have in common.
+        labels[record.key] = record.spec.method if series is None else series.id
     return environment.get_template("report.html").render(
         report=report,
         verdicts=_by_verdict(report.findings),
