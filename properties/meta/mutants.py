@@ -42,6 +42,7 @@ class Mutant:
 
 
 _FUNCTION = "test_function.py::test_cycles_keep_the_function"
+_SOLVER_FUNCTION = "test_function.py::test_balance_keeps_the_function"
 _ENERGY = "test_energy.py::test_energy_never_rises_over_cycles"
 _EQUAL = "test_reference.py::test_cycles_equal_algorithm_1"
 _EXTREME = "test_reference.py::test_extreme_scales_equal_the_reference"
@@ -140,14 +141,14 @@ MUTANTS = (
         "_apply.py",
         "target.column_vector(z, 0.0) * -power",
         "target.column_vector(z, 0.0) * 0",
-        _FUNCTION,
+        _SOLVER_FUNCTION,
     ),
     Mutant(
         "columns multiplied",
         "_apply.py",
         "target.column_vector(z, 0.0) * -power",
         "target.column_vector(z, 0.0) * power",
-        _FUNCTION,
+        _SOLVER_FUNCTION,
     ),
     Mutant(
         "kernel positions but the first left out of the norm",
