@@ -297,10 +297,10 @@ class ENorm:
         """
         if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
             found = f"keys {list(state)}" if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"this is no state of an ENorm: it has {found}")
+            raise ValueError(f"this is no state of an ENorm: got {found}")
         own, others = list(self.plan.parameter_names()), state["parameters"]
         if others != own:
-            one = next(iter(sorted(set(own) ^ set(others)) or own))
+            one, *_ = sorted(set(own) ^ set(others)) or own
             raise ValueError(
                 f"state belongs to an ENorm that scales other parameters (see {one!r}): trace the "
                 "same model, or the same submodule, as for that one"

@@ -28,15 +28,11 @@ def untouched(model: nn.Module) -> Iterator[Randomness]:
     they stood.
     """
     held = _Held(model)
-    named = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
-    gradients = [(one, one.grad) for one in model.parameters() if not is_lazy(one)]
-    tensors = list(
-        {
-            id(tensor): tensor
-            for tensor in (*named, *(grad for _, grad in gradients), *held.values())
-            if isinstance(tensor, Tensor) and not is_lazy(tensor)
-        }.values()
-    )
+    # Parameters and buffers among them.
+    own = [one for one in held.values() if isinstance(one, Tensor) and not is_lazy(one)]
+    gradients = [(one, one.grad) for one in own if one.is_leaf]
+    found = (*own, *(gradient for _, gradient in gradients if gradient is not None))
+    tensors = list({id(tensor): tensor for tensor in found}.values())
     wanted = [(tensor, tensor.requires_grad) for tensor in tensors]
     arrays = [(one, one.copy()) for one in held.values() if _is_array(one)]
     # What `tensor.data = other` replaces.
@@ -55,14 +51,15 @@ def untouched(model: nn.Module) -> Iterator[Randomness]:
         with torch.no_grad():
             for tensor, content in writes.kept:
                 tensor.copy_(content)
-        for tensor, gradient in gradients:
-            if tensor.grad is not gradient:
-                tensor.grad = gradient
         for tensor, requires_grad in wanted:
             if tensor.requires_grad != requires_grad:
                 if not tensor.is_leaf:
                     tensor.detach_()
                 tensor.requires_grad_(requires_grad)
+        # Those that were leaves are leaves again.
+        for tensor, gradient in gradients:
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
         for array, content in arrays:
             if array.tobytes() != content.tobytes():
                 array[...] = content

@@ -236,7 +236,6 @@ class Walk:
         if not any(self.signals[source] for source in node.all_input_nodes):
             return None
         if target in _LIKE and self.signals[node.all_input_nodes[0]] is None:
-            # Of the other value only the shape is read.
             return None
         if node.kwargs.get("out") is not None:
             return self._wall(node, "writes into another tensor")
@@ -299,7 +298,7 @@ class Walk:
 
     def _dtypes_of(self, node: fx.Node) -> set[torch.dtype]:
         """Of the weights whose units a node reads; of all parameters where that says nothing."""
-        signal = self._only_signal(node)
+        signal = self.signals[node.all_input_nodes[0]]
         roots = () if signal is None else tuple(signal.roots())
         found = {
             self.dtypes[one.weight]
@@ -736,6 +735,7 @@ _SHORTEN = {
     *(torch.select, "select", "max", "min", torch.max, torch.min),
     *(torch.logsumexp, "logsumexp", torch.norm, "norm", torch.std, "std"),
 }
+# They take the shape of another value, and nothing else of it.
 _LIKE = {"expand_as", "reshape_as", "view_as"}
 _WITH_OTHERS = {*RESHAPES, F.prelu, torch.prelu, F.interpolate}
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from repro.experiments import SERIES, series_of
 from repro.records import Record
 
-# Steps after which scales are compared: with biases the first runs diverge in this one.
+# Steps after which scales are compared: at most depths runs with biases get as far, and not much.
 STEP = 32
 
 _STYLES = {

@@ -96,11 +96,11 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument(
-        "--seeds", type=_at_least(1), metavar="N", help="how many seeds, from 0 or --first-seed on"
+        "--seeds", type=_within(1), metavar="N", help="how many seeds, from 0 or --first-seed on"
     )
     parser.add_argument(
         "--first-seed",
-        type=_at_least(0),
+        type=_within(0),
         default=0,
         metavar="K",
         help="where --seeds starts: to add seeds, or share them among machines (default: 0)",
@@ -121,13 +121,13 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--epochs",
-        type=_at_least(1),
+        type=_within(1),
         metavar="E",
         help="instead of the preset's; 1 shows divergence",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
-        "--threads", type=_at_least(1, _THREADS), help="CPU threads (default: torch's choice)"
+        "--threads", type=_within(1, _THREADS), help="CPU threads (default: torch's choice)"
     )
     parser.add_argument(
         "--executor",
@@ -144,7 +144,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+def _within(least: int, most: float = math.inf) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < least:

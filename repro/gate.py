@@ -87,7 +87,7 @@ def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
         return 2
     cells, wrong = compare(done, known)
     if not cells and not wrong:
-        print(f"gate: none of these runs has a counterpart in {folder}", file=sys.stderr)
+        print(f"gate: too few runs in {folder} to say anything of these", file=sys.stderr)
         return 2
     keys = {record.key for record in done}
     if report.findings:

@@ -131,8 +131,7 @@ def read(path: Path) -> Record:
         return record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path.name} is no whole run record: {error}; delete {path}, and what is missing is "
-            "run again"
+            f"{path} is no whole run record: {error}; delete it, and the run is made again"
         ) from error
 
 

@@ -128,11 +128,11 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
     ],
     (
         lambda m: enorm.ENorm(m).load_state_dict({}),
-        "this is no state of an ENorm: it has keys []",
+        "this is no state of an ENorm: got keys []",
     ),
     (
         lambda m: enorm.ENorm(m).load_state_dict(None),  # type: ignore[arg-type]
-        "this is no state of an ENorm: it has NoneType",
+        "this is no state of an ENorm: got NoneType",
     ),
     (
         lambda m: enorm.compat.ENorm(m, None),

@@ -164,6 +164,15 @@ def test_nothing_measured_is_no_success(
     assert "counterpart" in capsys.readouterr().err
 
 
+def test_runs_on_other_images_are_not_compared(
+    committed: Path, known: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {**known[0].data, "hash": "another", "cifar10": False}
+    other = [replace(record, data=data) for record in known]
+    assert gate.check(other, page.read(committed), TINY) == 2
+    assert "holds no records of such images" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("committed")
 def test_a_changed_verdict_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
