@@ -153,6 +153,9 @@ CONSIDERATIONS = Experiment(
             DEEP,
         ),
         Series("enorm-softmax", "ENorm, softmax", "enorm", {"output": "softmax"}, _SOME),
+        # Where ENorm diverges now and then: half the rate of Table 1, or no factor of depth.
+        Series("enorm-rate-0.025", "ENorm, rate 0.025", "enorm", {"learning_rate": 0.025}, (15,)),
+        Series("enorm-c1", "ENorm without biases, c = 1", "enorm", {"c": 1.0}, (15,)),
         Series(
             "enorm+bn-rate-0.1",
             "ENorm + BN, rate 0.1",
