@@ -104,10 +104,13 @@ CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.conca
 REDUCTIONS: frozenset[Any] = frozenset(
     {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
 )
+# Of two values, or over one axis: then with the positions beside the values.
+EXTREMA: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
 PERMUTATIONS: frozenset[Any] = frozenset(
     {torch.permute, "permute", torch.transpose, torch.swapaxes, "transpose", "swapaxes"}
 )
 RESHAPES: frozenset[Any] = frozenset({torch.reshape, "reshape", "view"})
+SQUEEZES: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 TRANSPOSED: dict[type[nn.Module], int] = {

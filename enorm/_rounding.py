@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from enorm._functional import owner_of
 from enorm._graph import UnsupportedModel, symbolic_trace
@@ -19,12 +21,14 @@ from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
     CONVOLUTIONS,
+    EXTREMA,
     PADDING,
     PERMUTATIONS,
     PRODUCTS,
     QUOTIENTS,
     REDUCTIONS,
     RESHAPES,
+    SQUEEZES,
     SUMS,
     TRANSPOSED,
     is_elementwise,
@@ -35,7 +39,10 @@ from enorm._homogeneous import (
 # What is random in train mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-_EXTREMA = frozenset({torch.maximum, torch.minimum, "maximum", "minimum"})
+# How entries of one value become those of another, with nothing computed.
+_MOVES = RESHAPES | PERMUTATIONS | SQUEEZES | {torch.flatten, "flatten", operator.getitem}
+_LARGER = frozenset({torch.maximum, torch.minimum, "maximum", "minimum"})
+_WHOLE = frozenset({torch.amax, torch.amin, "amax", "amin"})
 
 
 def error_bound(
@@ -50,6 +57,7 @@ def error_bound(
 
         layer           e' = |W| e + γ_n (|W| (|v| + e) + |b|),
         ReLU, pooling   e' = e, pooled as v is; a sum or a slope adds its own roundings,
+        extrema         e' = the largest e among the values compared,
         sum of values   e' = e_1 + e_2 + u (|v_1| + e_1 + |v_2| + e_2); a maximum max(e_1, e_2),
         product         e' = |v_1| e_2 + |v_2| e_1 + e_1 e_2 + 2 u (|v_1| + e_1) (|v_2| + e_2),
         BatchNorm       e' = |g|/s e + γ_8 (|g|/s (|v| + e + |m|) + |β|), with eval's statistics,
@@ -127,6 +135,13 @@ class _Bounded:
         return self.value.abs() + self.error
 
 
+class _Extrema(NamedTuple):
+    """What a maximum or a minimum over an axis returns."""
+
+    values: _Bounded
+    indices: Tensor
+
+
 class _RunningError(fx.Interpreter):
     """Runs a graph on bounded values."""
 
@@ -168,12 +183,12 @@ class _RunningError(fx.Interpreter):
             return self._concatenated(target, args, kwargs)
         if target in (F.prelu, torch.prelu) and len(args) == 2 and isinstance(args[1], Tensor):
             return self._prelu(args[1], args[0])
-        if target is torch.flatten or target in RESHAPES or target in PERMUTATIONS:
-            return self._moved(target, args, kwargs)
         if target is getattr or not any(
             isinstance(one, _Bounded) for one in (*args, *kwargs.values())
         ):
             return self._plain(target, args, kwargs)
+        if target in _MOVES:
+            return self._moved(target, args, kwargs)
         if target is F.pad and not kwargs.get("value"):
             return self._moved(target, args, kwargs)
         if (found := self._arithmetic(target, target, args, kwargs)) is not None:
@@ -190,7 +205,7 @@ class _RunningError(fx.Interpreter):
         args, kwargs = _positional(args, kwargs)
         if target in ("size", "dim"):
             return self._plain(call, args, kwargs)
-        if target == "flatten" or target in RESHAPES or target in PERMUTATIONS:
+        if target in _MOVES:
             return self._moved(call, args, kwargs)
         if (found := self._arithmetic(target, call, args, kwargs)) is not None:
             return found
@@ -203,6 +218,8 @@ class _RunningError(fx.Interpreter):
     def _moved(self, run: Any, args: Any, kwargs: Any) -> _Bounded:
         """Entries change places only."""
         bounded, *rest = args
+        if any(isinstance(one, (_Bounded, Tensor)) for one in tree_leaves(rest)):
+            raise UnsupportedModel("no rounding bound is known for an index that is a tensor")
         # A view needs both to lie in memory as the network's own value would.
         moved = (run(one.contiguous(), *rest, **kwargs) for one in (bounded.value, bounded.error))
         return _Bounded(*moved)
@@ -246,15 +263,27 @@ class _RunningError(fx.Interpreter):
             error = bounded.error.copy_(error)
         return _Bounded(value, error)
 
-    def _arithmetic(self, operation: Any, run: Any, args: Any, kwargs: Any) -> _Bounded | None:
-        """Sums, products and reductions; None for anything else."""
+    def _arithmetic(
+        self, operation: Any, run: Any, args: Any, kwargs: Any
+    ) -> _Bounded | _Extrema | None:
+        """Sums, products, extrema and reductions; None for anything else."""
+        options = (*args[1:], *kwargs.values())
+        along = options and not any(isinstance(one, (_Bounded, Tensor)) for one in options)
+        if operation in EXTREMA and along:
+            found = run(args[0].value, *args[1:], **kwargs)
+            error = torch.amax(args[0].error, *args[1:], **kwargs)
+            return _Extrema(_Bounded(found.values, error), found.indices)
         if operation in REDUCTIONS and args and isinstance(args[0], _Bounded):
             value = run(args[0].value, *args[1:], **kwargs)
+            if operation in _WHOLE:
+                # Also a minimum is off by no more than the largest error.
+                return _Bounded(value, torch.amax(args[0].error, *args[1:], **kwargs))
             error = run(args[0].error, *args[1:], **kwargs)
             terms = args[0].value.numel() // max(value.numel(), 1)
             rounding = self._gamma(terms) * run(args[0].magnitude, *args[1:], **kwargs)
             return _Bounded(value, error + rounding)
-        if operation not in SUMS | PRODUCTS | QUOTIENTS or kwargs or len(args) != 2:
+        of_two = SUMS | PRODUCTS | QUOTIENTS | EXTREMA
+        if operation not in of_two or kwargs or len(args) != 2:
             return None
         first, second = (
             one if isinstance(one, _Bounded) else _Bounded.exact(torch.as_tensor(one))
@@ -263,9 +292,9 @@ class _RunningError(fx.Interpreter):
         # What is overwritten is needed as it was.
         v1, v2 = first.value.clone(), second.value
         m1, m2 = v1.abs() + first.error, second.magnitude
-        if operation in SUMS:
+        if operation in SUMS | EXTREMA:
             error = first.error + second.error + self._unit() * (m1 + m2)
-            if operation in _EXTREMA:
+            if operation in _LARGER | EXTREMA:
                 error = torch.maximum(first.error, second.error)
         elif operation in PRODUCTS:
             error = v1.abs() * second.error + v2.abs() * first.error + first.error * second.error

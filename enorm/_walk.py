@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from enorm._axes import from_the_end, indexed, without
 from enorm._functional import attribute, is_layer, owner_of
 from enorm._graph import Recording, UnsupportedModel
 from enorm._homogeneous import (
@@ -21,6 +22,7 @@ from enorm._homogeneous import (
     CLIPS,
     CONCATENATIONS,
     CONVOLUTIONS,
+    EXTREMA,
     LAYER_NORMS,
     PADDING,
     PERMUTATIONS,
@@ -29,6 +31,7 @@ from enorm._homogeneous import (
     REDUCTIONS,
     RESHAPES,
     RESIZING,
+    SQUEEZES,
     SUMS,
     TRANSPOSED,
     BatchNorm,
@@ -65,6 +68,7 @@ class Walk:
         self.asserted: dict[fx.Node, int] = {}
         self.numbers: set[fx.Node] = set()
         self.long: set[fx.Node] = set()
+        self.extrema: set[fx.Node] = set()
         self.dtypes = {
             name: value.dtype
             for name, value in model.named_parameters(remove_duplicate=False)
@@ -227,12 +231,10 @@ class Walk:
             return None
         if target is setattr:
             return self._wall(node, "replaces the data of a value")
-        if target in (getattr, operator.getitem):
-            if target is operator.getitem and self._only_signal(node) is not None:
-                return self._wall(node, "indexes the activations")
-            if target is getattr:
-                return self._wall(node, f"reads attribute {node.args[1]!r} of the activations")
-            return None
+        if target in (getattr, operator.getitem) and node.args[0] in self.extrema:
+            return self._extremum(node)
+        if target is getattr:
+            return self._wall(node, f"reads attribute {node.args[1]!r} of the activations")
         if not any(self.signals[source] for source in node.all_input_nodes):
             return None
         if target in _LIKE and self.signals[node.all_input_nodes[0]] is None:
@@ -246,6 +248,13 @@ class Walk:
             start = _argument(node, 1, "start_dim", 0)
             end = _argument(node, 2, "end_dim", -1)
             return self._flatten(node, start, end)
+        if target is operator.getitem:
+            return self._index(node)
+        if target in SQUEEZES:
+            return self._squeeze(node)
+        if target in EXTREMA:
+            others = [one for one in node.all_input_nodes[1:] if one not in self.numbers]
+            return self._sum(node) if others else self._reduce(node)
         if is_layer(target):
             return self._wall(node, "its weight is not, as it stands, the parameter of one module")
         if target in SUMS:
@@ -395,17 +404,50 @@ class Walk:
         if not isinstance(keep, bool):
             return self._wall(node, "reduces in a way that cannot be followed")
         dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
-        over = _argument(node, 1, "dim", None)
-        found = _axes(over, dimensions)
+        over = _argument(node, 1, "dim", node.kwargs.get("axis"))
+        found = from_the_end(over, dimensions)
         if over is not None and not found and not dimensions:
             return self._wall(node, self._ask("the number of axes is not known"))
         if not found or signal.flattened or signal.axis in found:
             return self._wall(node, "reduces over hidden units")
-        if keep:
-            return signal
-        behind = sum(axis > signal.axis for axis in found)
-        left = None if dimensions is None else dimensions - len(found)
-        return replace(signal, axis=signal.axis + behind, dimensions=left)
+        if node.target in EXTREMA:
+            self.extrema.add(node)
+        return signal if keep else without(signal, dimensions, found)
+
+    def _extremum(self, node: fx.Node) -> Signal | None:
+        """Values or positions of a maximum or minimum over an axis."""
+        source, which = cast(fx.Node, node.args[0]), node.args[1]
+        if which in ("values", 0, -2):
+            return self.signals[source]
+        # Rounding may decide between positions.
+        return self._wall(node, "reads where the extrema are") if node.users else None
+
+    def _index(self, node: fx.Node) -> Signal | None:
+        """Positions, or whole axes, are picked; units have to stay as they are."""
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        source, entries = node.all_input_nodes[0], node.args[1]
+        dimensions = self._dimensions_of(source, signal)
+        if not dimensions:
+            return self._wall(node, self._ask("indexes activations whose axes cannot be told"))
+        entries = entries if isinstance(entries, tuple) else (entries,)
+        found = None if signal.flattened else indexed(signal, dimensions, entries)
+        return self._wall(node, "indexes the activations") if found is None else found
+
+    def _squeeze(self, node: fx.Node) -> Signal | None:
+        """Axes of one position go; only where the shape is seen can that be told."""
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        shape = self.shapes.get(node.all_input_nodes[0])
+        if shape is None:
+            return self._wall(node, self._ask("squeezes an axis of unknown size"))
+        found = from_the_end(_argument(node, 1, "dim", None), len(shape))
+        # Another batch may have several samples, or one.
+        if not found or signal.axis in found or -len(shape) in found:
+            return self._wall(node, "squeezes axes that may be those of units or samples")
+        return without(signal, len(shape), [axis for axis in found if shape[axis] == 1])
 
     def _permute(self, node: fx.Node) -> Signal | None:
         signal = self._only_signal(node)
@@ -417,11 +459,13 @@ class Walk:
         rest: Any = node.args[1:]
         if node.target in (torch.permute, "permute"):
             rest = node.kwargs.get("dims", rest)
-            order = _axes(rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest, count)
+            order = from_the_end(
+                rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest, count
+            )
             if not count or signal.flattened or sorted(order) != list(range(-count, 0)):
                 return self._wall(node, reason)
             return replace(signal, axis=order.index(signal.axis) - count)
-        pair = _axes([*rest, *node.kwargs.values()], count)
+        pair = from_the_end([*rest, *node.kwargs.values()], count)
         if len(pair) != 2 or signal.flattened:
             return self._wall(node, reason)
         moved = {pair[0]: pair[1], pair[1]: pair[0]}
@@ -608,6 +652,10 @@ class Walk:
         signal = self._only_signal(node)
         if signal is None:
             return None
+        dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
+        axes = from_the_end([start, end], dimensions) if dimensions else []
+        if axes and (signal.axis < axes[0] < axes[1] or axes[0] < axes[1] < signal.axis):
+            return without(signal, dimensions, range(axes[0], axes[1]))
         source = self.shapes.get(node.all_input_nodes[0])
         to_the_end = end == -1 or (source is not None and end == len(source) - 1)
         if start == 1 and source is None and isinstance(end, int) and end > 1:
@@ -715,7 +763,9 @@ _ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
     (SUMS, frozenset({"input", "other", "alpha"})),
     ((*PRODUCTS, *QUOTIENTS), frozenset({"input", "other", "rounding_mode"})),
     (CONCATENATIONS, frozenset({"tensors", "dim"})),
-    (REDUCTIONS, frozenset({"input", "dim", "keepdim"})),
+    (REDUCTIONS, frozenset({"input", "dim", "axis", "keepdim"})),
+    (EXTREMA, frozenset({"input", "dim", "axis", "keepdim", "other"})),
+    (SQUEEZES, frozenset({"input", "dim"})),
     (PERMUTATIONS, frozenset({"input", "dims", "dim0", "dim1", "axis0", "axis1"})),
     (RESHAPES, frozenset({"input"})),
     ((F.pad,), frozenset({"input", "pad", "mode", "value"})),
@@ -810,18 +860,6 @@ def _has_entries(weight: nn.Parameter) -> bool:
 
 def _in_place(node: fx.Node) -> bool:
     return node.target in (operator.imul, operator.itruediv) or str(node.target).endswith("_")
-
-
-def _axes(axes: Any, count: int | None) -> list[int]:
-    """Axes as negative numbers; empty if any is no number, or cannot be told among ``count``."""
-    found = [axes] if isinstance(axes, int) else list(axes or ())
-    if not all(isinstance(axis, int) for axis in found):
-        return []
-    if count is None:
-        return found if all(axis < 0 for axis in found) else []
-    if not all(-count <= axis < count for axis in found):
-        return []
-    return [axis if axis < 0 else axis - count for axis in found]
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

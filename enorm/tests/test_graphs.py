@@ -113,6 +113,27 @@ def squeezed(m: Any, x: Tensor) -> Any:
     return m.b(h * weight)
 
 
+def points(m: Any, x: Tensor) -> Any:
+    """A layer at each point, and the largest of each channel, as in PointNet."""
+    h = F.relu(m.b(F.relu(m.n(m.a(x)))))
+    return m.d(F.relu(m.c(torch.max(h, 2)[0])))
+
+
+def causal(m: Any, x: Tensor) -> Any:
+    """What looks ahead is cut off, as in temporal convolutional networks."""
+    h = F.relu(m.a(x)[:, :, :-2].contiguous())
+    return m.c(F.relu(m.b(h)[..., :-4])[:, :, -1])
+
+
+def cropped(m: Any, x: Tensor) -> Any:
+    """A shortcut cut to the size of what it meets, as in the first U-Net."""
+    wide = F.relu(m.a(x))
+    h = F.relu(m.b(wide))[:, :, 1:-1, 1:-1]
+    y, z = ((wide.size(axis) - h.size(axis)) // 2 for axis in (2, 3))
+    skip = wide[:, :, y : y + h.size(2), z : z + h.size(3)]
+    return m.c(torch.cat([skip, h], 1))
+
+
 def in_place(m: Any, x: Tensor) -> Any:
     """A sum written over one of its operands."""
     h = F.relu(m.a(x))
@@ -474,6 +495,34 @@ CASES = {
         IMAGE,
         [(["a"], ["down", "b"], 4), (["down"], ["up"], 2)],
         reason="not known to be positively homogeneous",
+    ),
+    "points": Case(
+        lambda: {
+            "a": nn.Conv1d(3, 4, 1),
+            "n": nn.BatchNorm1d(4),
+            "b": nn.Conv1d(4, 6, 1),
+            "c": nn.Linear(6, 5),
+            "d": nn.Linear(5, 2),
+        },
+        points,
+        (4, 3, 8),
+        [(["n"], ["b"], 4), (["b"], ["c"], 6), (["c"], ["d"], 5)],
+    ),
+    "causal": Case(
+        lambda: {
+            "a": nn.Conv1d(3, 4, 3, padding=2),
+            "b": nn.Conv1d(4, 5, 3, padding=4, dilation=2),
+            "c": nn.Linear(5, 2),
+        },
+        causal,
+        (4, 3, 8),
+        [(["a"], ["b"], 4), (["b"], ["c"], 5)],
+    ),
+    "cropped": Case(
+        convs(a=(3, 4, 3, 1), b=(4, 5, 5, 1), c=(9, 2, 1, 1)),
+        cropped,
+        IMAGE,
+        [(["a"], ["b", "c"], 4), (["b"], ["c"], 5)],
     ),
     "resized and padded": Case(
         PAIR,

@@ -108,6 +108,37 @@ def pooled(function: Callable[[Tensor], Tensor], conv: nn.Module) -> nn.Module:
     return Written(lambda m, x: function(m.bn(x)), norm=conv)
 
 
+EXTREMA: dict[str, Callable[[Any], Tensor]] = {
+    "amax": lambda h: torch.amax(h, 2),
+    "amin": lambda h: h.amin(2),
+    "max": lambda h: torch.max(h, 2)[0],
+    "min": lambda h: h.min(dim=2).values,
+    "by another name": lambda h: h.max(axis=2, keepdim=True)[0].squeeze(2),
+    "largest of two": lambda h: torch.max(h, -h).amax(2),
+    "smaller of two": lambda h: torch.minimum(h, -h).amax(2),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMA)
+def test_extrema_are_off_by_the_largest_error_compared(name: str) -> None:
+    """Whichever value is the extremum, and wherever its error is."""
+    torch.manual_seed(0)
+    conv = nn.Conv1d(2, 3, 1)
+    x = torch.randn(5, 2, 7) * torch.logspace(-3, 3, 7)
+    error = bound(nn.Sequential(conv), x)
+    same(bound(pooled(EXTREMA[name], conv), x), error.amax(2))
+
+
+def test_what_only_moves_entries_adds_nothing() -> None:
+    conv = nn.Conv1d(2, 3, 1)
+    x = torch.randn(5, 2, 7)
+    error = bound(nn.Sequential(conv), x)
+    same(bound(pooled(lambda h: h[:, :, None, 1:].squeeze(2), conv), x), error[:, :, 1:])
+    masked = pooled(lambda h: h[h > 0], conv)
+    with pytest.raises(enorm.UnsupportedModel, match="no rounding bound is known"):
+        enorm.error_bound(masked, x)
+
+
 def test_options_of_pooling_functions_count() -> None:
     """Given by name, they are those of the error too."""
     torch.manual_seed(0)

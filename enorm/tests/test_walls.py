@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,18 @@ def positions(code: Callable[[Tensor], Tensor], features: int = 18) -> Callable[
     return Chain
 
 
+def unpacked(h: Tensor) -> Tensor:
+    """The values; whether the positions are used decides."""
+    values, _ = torch.max(h, 2)
+    return values
+
+
+def summed(h: Any) -> Tensor:
+    """By NumPy's name of the argument, of which type stubs know nothing."""
+    total: Tensor = h.sum(axis=2)
+    return total
+
+
 GROUP_A = [(["a"], ["b"], 6)]
 GROUP_CONV = [(["conv"], ["fc"], 6)]
 
@@ -79,6 +92,47 @@ class Case:
 
 CASES = {
     "indexed": Case(hidden(lambda h: h[:, :6])),
+    "indexed, seen": Case(hidden(lambda h: h[:, :6]), shape=(5, 6)),
+    "last position": Case(positions(lambda h: h[:, :, -1], 6), GROUP_CONV),
+    "last position behind dots": Case(positions(lambda h: h[..., -1], 6), GROUP_CONV),
+    "cropped": Case(positions(lambda h: h[:, :, 1 : h.size(2) - 1].mean(2), 6), GROUP_CONV),
+    "axes added": Case(positions(lambda h: h[None, ..., None, :].sum((0, 3, -1)), 6), GROUP_CONV),
+    "one unit": Case(positions(lambda h: h[:, 0], 3)),
+    "some units": Case(positions(lambda h: h[:, ::2].flatten(1), 9)),
+    "one sample": Case(positions(lambda h: h[0].T, 6)),
+    "samples": Case(positions(lambda h: h[1:, :, 0], 6), GROUP_CONV),
+    "indexed by a mask": Case(positions(lambda h: h[:, :, torch.tensor([True, False, True])])),
+    "indexed by True": Case(positions(lambda h: h[True])),
+    "largest": Case(positions(lambda h: h.max(2)[0], 6), GROUP_CONV),
+    "largest, unpacked": Case(positions(unpacked, 6), GROUP_CONV),
+    "smallest, by name": Case(positions(lambda h: h.min(dim=-1).values, 6), GROUP_CONV),
+    "largest, kept": Case(
+        positions(lambda h: torch.max(h, dim=2, keepdim=True)[0].flatten(1), 6), GROUP_CONV
+    ),
+    "where the largest are": Case(positions(lambda h: h.max(2)[1].float(), 6)),
+    "where the smallest are": Case(positions(lambda h: h.min(2).indices.float(), 6)),
+    "largest of all": Case(positions(lambda h: h.mean(2) * h.max(), 6)),
+    "largest unit": Case(positions(lambda h: h.max(1)[0], 3)),
+    "largest of two": Case(positions(lambda h: torch.max(h, -h).mean(2), 6), GROUP_CONV),
+    "largest of another": Case(positions(lambda h: h.mean(2).min(torch.ones(6)), 6)),
+    "sum by another name": Case(positions(summed, 6), GROUP_CONV),
+    "mean of an axis counted": Case(positions(lambda h: h.mean(h.dim() - 1), 6)),
+    "squeezed": Case(
+        positions(lambda h: F.adaptive_avg_pool1d(h, 1).squeeze(-1), 6), GROUP_CONV, shape=(5, 2, 3)
+    ),
+    "squeezed to no avail": Case(
+        positions(lambda h: h.squeeze(-1).mean(2), 6), GROUP_CONV, shape=(5, 2, 3)
+    ),
+    "squeezed unseen": Case(positions(lambda h: h.mean(2, True).squeeze(2), 6)),
+    "squeezed anywhere": Case(positions(lambda h: h.mean(2, True).squeeze(), 6), shape=(5, 2, 3)),
+    "squeezed samples": Case(
+        positions(lambda h: h.mean(2, True).squeeze((0, 2)), 6), shape=(5, 2, 3)
+    ),
+    "squeezed units": Case(positions(lambda h: h.squeeze(1).flatten(1)), shape=(5, 2, 3)),
+    "positions in a row": Case(positions(lambda h: h[..., None].flatten(2).mean(2), 6), GROUP_CONV),
+    "positions as samples": Case(
+        positions(lambda h: h.transpose(1, 2).flatten(0, 1), 6), GROUP_CONV
+    ),
     "ndim read": Case(lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h.ndim)), GROUP_A),
     "dtype read": Case(lambda: Written(lambda m, x: (m.b(h := F.relu(m.a(x))), h.dtype)), GROUP_A),
     "device read": Case(
@@ -176,7 +230,27 @@ CASES = {
 
 
 REASONS = {
-    "indexed": "getitem in forward: indexes the activations",
+    "indexed": (
+        "getitem in forward: indexes activations whose axes cannot be told: pass example_inputs"
+    ),
+    **dict.fromkeys(
+        ("indexed, seen", "one unit", "some units", "one sample", "indexed by True"),
+        "getitem in forward: indexes the activations",
+    ),
+    "indexed by a mask": "getitem in forward: combines several values",
+    "where the largest are": "getitem in forward: reads where the extrema are",
+    "where the smallest are": "getattr in forward: reads where the extrema are",
+    "largest of all": "max in forward: reduces over hidden units",
+    "largest unit": "max in forward: reduces over hidden units",
+    "mean of an axis counted": "mean in forward: reduces over hidden units",
+    "largest of another": "min in forward: adds a value that carries no scale",
+    "squeezed unseen": (
+        "squeeze in forward: squeezes an axis of unknown size: pass example_inputs"
+    ),
+    **dict.fromkeys(
+        ("squeezed anywhere", "squeezed samples", "squeezed units"),
+        "squeeze in forward: squeezes axes that may be those of units or samples",
+    ),
     "transposed": "getattr in forward: reads attribute 'T' of the activations",
     "nested forward": "sigmoid in 1.forward: not known to be positively homogeneous",
     "flatten all": "flatten in forward: flattens other axes than all but the first",

@@ -1,0 +1,59 @@
+"""Where units stand after operations that pick, remove, add or merge whole axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from enorm._units import Signal
+
+
+def from_the_end(axes: Any, count: int | None) -> list[int]:
+    """Axes as negative numbers; empty if any is no number, or cannot be told among ``count``."""
+    found = list(axes) if isinstance(axes, (list, tuple)) else [axes]
+    if not all(isinstance(axis, int) for axis in found):
+        return []
+    if count is None:
+        return found if all(axis < 0 for axis in found) else []
+    if not all(-count <= axis < count for axis in found):
+        return []
+    return [axis if axis < 0 else axis - count for axis in found]
+
+
+def without(signal: Signal, dimensions: int | None, axes: Sequence[int]) -> Signal:
+    """``signal`` of ``dimensions`` axes without ``axes``, none of which is that of the units."""
+    behind = sum(axis > signal.axis for axis in axes)
+    left = None if dimensions is None else dimensions - len(axes)
+    return replace(signal, axis=signal.axis + behind, dimensions=left)
+
+
+def indexed(signal: Signal, dimensions: int, entries: Sequence[Any]) -> Signal | None:
+    """``signal`` of ``dimensions`` axes behind ``x[entries]``: numbers, slices, None and ``...``.
+
+    None where that picks among units or among samples, or is something else.
+    """
+    plain = [one for one in entries if one is None or one is Ellipsis or type(one) in (int, slice)]
+    given = sum(type(one) in (int, slice) for one in plain)
+    if len(plain) < len(entries) or given > dimensions:
+        return None
+    if not any(one is Ellipsis for one in plain):
+        plain.append(Ellipsis)
+    place = next(index for index, one in enumerate(plain) if one is Ellipsis)
+    plain[place : place + 1] = [slice(None)] * (dimensions - given)
+    # Of each axis that is left, which it was, if it was there.
+    left: list[int | None] = []
+    source = 0
+    for one in plain:
+        if one is None:
+            left.append(None)
+            continue
+        axis = source - dimensions
+        source += 1
+        if axis == signal.axis and one != slice(None):
+            return None
+        if one is Ellipsis or (type(one) is int and axis == -dimensions):
+            return None
+        if type(one) is slice:
+            left.append(axis)
+    return replace(signal, axis=left.index(signal.axis) - len(left), dimensions=len(left))
