@@ -272,6 +272,23 @@ def test_a_cause_is_refuted_where_its_absence_changes_nothing() -> None:
 CURES = ("enorm-bias-preconditioned", "enorm-bias-c1")
 
 
+def test_only_runs_where_the_plain_ones_diverge_clear_the_output_layer() -> None:
+    levels = {"enorm": flat(50), "enorm-rate-0.025": flat(50)}
+
+    def some(series: str, depth: int, seed: int) -> bool:
+        return series == "enorm" and depth == 15 and seed % 20 == 0
+
+    def decided(seeds: int, lost: Callable[[str, int, int], bool] = some) -> Finding:
+        return decide("output-activation", made(levels, seeds, depths=(15,), lost=lost))
+
+    assert decided(101).verdict == "not reproduced"
+    assert "6 of 6" in decided(101).note
+    assert decided(100).verdict == "inconclusive", "5 of 5, and 95 that tell nothing"
+    both = decided(101, lambda series, depth, seed: seed % 20 == 0)
+    assert both.verdict == "inconclusive"
+    assert "0 of 6" in both.note
+
+
 def test_occasional_nan_is_seen_or_looked_for_long_enough() -> None:
     levels = {"enorm": flat(50)}
     once = made(levels, lost=lambda s, depth, seed: (depth, seed) == (17, 2))
@@ -358,7 +375,8 @@ def test_time_and_equality() -> None:
 
 def test_every_claim_says_what_it_rests_on() -> None:
     levels = dict.fromkeys(SERIES, flat(50))
-    everything = made(levels, lost=lambda s, depth, seed: s == "enorm-bias" and depth > 9)
+    lost = {"enorm-bias": DEEP, "enorm": (15,)}
+    everything = made(levels, lost=lambda s, depth, seed: depth in lost.get(s, ()))
     for finding in claims.decide(everything, list(CLAIMS.values()), {1: 20.0}):
         if finding.claim.test == "none":
             assert finding.verdict == "not run"
