@@ -432,7 +432,7 @@ class Walk:
         if not dimensions:
             return self._wall(node, self._ask("indexes activations whose axes cannot be told"))
         entries = entries if isinstance(entries, tuple) else (entries,)
-        found = None if signal.flattened else indexed(signal, dimensions, entries)
+        found = indexed(signal, dimensions, entries)
         return self._wall(node, "indexes the activations") if found is None else found
 
     def _squeeze(self, node: fx.Node) -> Signal | None:

@@ -153,6 +153,19 @@ def describe(specs: Sequence[RunSpec]) -> str:
     images = " or ".join(f"{one:,}" for one in trained)
     return (
         f"depth{'s' * (len(depths) > 1)} {', '.join(map(str, depths))}; "
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({_ranges(seeds)}); "
         f"{'up to ' * varied}{epochs} epoch{'s' * (epochs > 1)} on {images} images"
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers, three and more that follow each other as ``first to last``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(
+        f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
     )

@@ -97,6 +97,8 @@ CASES = {
     "last position behind dots": Case(positions(lambda h: h[..., -1], 6), GROUP_CONV),
     "cropped": Case(positions(lambda h: h[:, :, 1 : h.size(2) - 1].mean(2), 6), GROUP_CONV),
     "axes added": Case(positions(lambda h: h[None, ..., None, :].sum((0, 3, -1)), 6), GROUP_CONV),
+    "samples behind a flatten": Case(positions(lambda h: h.flatten(1)[1:]), GROUP_CONV),
+    "blocks picked": Case(positions(lambda h: h.flatten(1)[:, ::3], 6)),
     "one unit": Case(positions(lambda h: h[:, 0], 3)),
     "some units": Case(positions(lambda h: h[:, ::2].flatten(1), 9)),
     "one sample": Case(positions(lambda h: h[0].T, 6)),
@@ -234,7 +236,14 @@ REASONS = {
         "getitem in forward: indexes activations whose axes cannot be told: pass example_inputs"
     ),
     **dict.fromkeys(
-        ("indexed, seen", "one unit", "some units", "one sample", "indexed by True"),
+        (
+            "indexed, seen",
+            "blocks picked",
+            "one unit",
+            "some units",
+            "one sample",
+            "indexed by True",
+        ),
         "getitem in forward: indexes the activations",
     ),
     "indexed by a mask": "getitem in forward: combines several values",

@@ -125,6 +125,13 @@ def test_a_consideration_stands_before_what_it_changes() -> None:
     assert "ENorm, softmax" not in panels
     specs = [series.spec(9, 0, 60, 50_000) for series in (SERIES["bn-40960-images"], SERIES["bn"])]
     assert table.describe(specs).endswith("60 epochs on 40,960 or 50,000 images")
+    for seeds, words in (
+        ((4,), "1 seed (4)"),
+        ((0, 1), "2 seeds (0, 1)"),
+        ((8, 2, 0, 1, 9, 5, 7), "7 seeds (0 to 2, 5, 7 to 9)"),
+    ):
+        several = [replace(specs[0], seed=seed) for seed in seeds]
+        assert f"; {words}; " in table.describe(several)
 
 
 def test_a_depth_given_twice_is_run_once() -> None:
