@@ -144,17 +144,19 @@ def summary(experiment: Experiment, found: Runs) -> pd.DataFrame:
 
 
 def describe(specs: Sequence[RunSpec]) -> str:
-    """What was run, in a few words: depths, seeds, epochs, images."""
-    depths = sorted({spec.depth for spec in specs})
-    seeds = sorted({spec.seed for spec in specs})
+    """What was run, in a few words: depths, seeds, epochs, images; shorter runs as a number."""
     epochs = max(spec.epochs for spec in specs)
-    varied = len({spec.epochs for spec in specs}) > 1
-    trained = sorted({spec.train_images - spec.held_back for spec in specs})
+    whole = [spec for spec in specs if spec.epochs == epochs]
+    depths = sorted({spec.depth for spec in whole})
+    seeds = sorted({spec.seed for spec in whole})
+    trained = sorted({spec.train_images - spec.held_back for spec in whole})
     images = " or ".join(f"{one:,}" for one in trained)
+    shorter = len(specs) - len(whole)
     return (
         f"depth{'s' * (len(depths) > 1)} {', '.join(map(str, depths))}; "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({_ranges(seeds)}); "
-        f"{'up to ' * varied}{epochs} epoch{'s' * (epochs > 1)} on {images} images"
+        f"{epochs} epoch{'s' * (epochs > 1)} on {images} images"
+        + (f"; {shorter} shorter run{'s' * (shorter > 1)}" if shorter else "")
     )
 
 

@@ -125,13 +125,21 @@ def test_a_consideration_stands_before_what_it_changes() -> None:
     assert "ENorm, softmax" not in panels
     specs = [series.spec(9, 0, 60, 50_000) for series in (SERIES["bn-40960-images"], SERIES["bn"])]
     assert table.describe(specs).endswith("60 epochs on 40,960 or 50,000 images")
+
+
+def test_what_was_run_in_a_few_words() -> None:
+    """Seeds as ranges; of runs of other lengths the longest, and how many others."""
+    one = SERIES["bn"].spec(9, 4, 60, 50_000)
     for seeds, words in (
         ((4,), "1 seed (4)"),
         ((0, 1), "2 seeds (0, 1)"),
         ((8, 2, 0, 1, 9, 5, 7), "7 seeds (0 to 2, 5, 7 to 9)"),
     ):
-        several = [replace(specs[0], seed=seed) for seed in seeds]
-        assert f"; {words}; " in table.describe(several)
+        several = [replace(one, seed=seed) for seed in seeds]
+        assert table.describe(several) == f"depth 9; {words}; 60 epochs on 50,000 images"
+    short = [replace(one, seed=seed, epochs=1, depth=3) for seed in (7, 8)]
+    shown = "depth 9; 1 seed (4); 60 epochs on 50,000 images; 2 shorter runs"
+    assert table.describe([one, *short]) == shown
 
 
 def test_a_depth_given_twice_is_run_once() -> None:
