@@ -41,7 +41,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 # How entries of one value become those of another, with nothing computed.
 _MOVES = RESHAPES | PERMUTATIONS | SQUEEZES | {torch.flatten, "flatten", operator.getitem}
-_LARGER = frozenset({torch.maximum, torch.minimum, "maximum", "minimum"})
+_LARGER = EXTREMA | {torch.maximum, torch.minimum, "maximum", "minimum"}
 _WHOLE = frozenset({torch.amax, torch.amin, "amax", "amin"})
 
 
@@ -58,7 +58,7 @@ def error_bound(
         layer           e' = |W| e + γ_n (|W| (|v| + e) + |b|),
         ReLU, pooling   e' = e, pooled as v is; a sum or a slope adds its own roundings,
         extrema         e' = the largest e among the values compared,
-        sum of values   e' = e_1 + e_2 + u (|v_1| + e_1 + |v_2| + e_2); a maximum max(e_1, e_2),
+        sum of values   e' = e_1 + e_2 + u (|v_1| + e_1 + |v_2| + e_2),
         product         e' = |v_1| e_2 + |v_2| e_1 + e_1 e_2 + 2 u (|v_1| + e_1) (|v_2| + e_2),
         BatchNorm       e' = |g|/s e + γ_8 (|g|/s (|v| + e + |m|) + |β|), with eval's statistics,
         γ_n = (n + 2) u_acc / (1 − (n + 2) u_acc) + (4·rewrites + 2) u.
@@ -294,7 +294,7 @@ class _RunningError(fx.Interpreter):
         m1, m2 = v1.abs() + first.error, second.magnitude
         if operation in SUMS | EXTREMA:
             error = first.error + second.error + self._unit() * (m1 + m2)
-            if operation in _LARGER | EXTREMA:
+            if operation in _LARGER:
                 error = torch.maximum(first.error, second.error)
         elif operation in PRODUCTS:
             error = v1.abs() * second.error + v2.abs() * first.error + first.error * second.error

@@ -151,9 +151,12 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
 
     Args:
         experiment: whose runs are shown.
-        records: runs, of which others are passed over.
+        records: runs, of which others are passed over, as are those of fewer epochs.
         title: on top.
     """
+    # Shorter runs tell of divergence: one epoch is no curve beside sixty.
+    longest = max(record.spec.epochs for record in records)
+    records = [record for record in records if record.spec.epochs == longest]
     depths = sorted({record.spec.depth for record in records if record.result.curve})
     # Where no run ends an epoch, empty panels say so.
     depths = depths or sorted({record.spec.depth for record in records})
@@ -179,7 +182,7 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
             color=_COLORS[series.method],
             lw=1.1,
             marker=_MARKERS[series.method],
-            markevery=max(1, len(curve) // 6),
+            markevery=max(1, len(curve) // 3),
             ms=4,
             mfc="none",
         )

@@ -127,6 +127,18 @@ def test_a_consideration_stands_before_what_it_changes() -> None:
     assert table.describe(specs).endswith("60 epochs on 40,960 or 50,000 images")
 
 
+def test_curves_are_those_of_whole_runs() -> None:
+    """Beside sixty epochs one is no curve; alone it is."""
+    evidence = Path(__file__).parents[1] / "evidence" / "records"
+    made = [one for one in records.read_all(evidence) if one.spec.depth == 17]
+    short = [one for one in made if one.spec.epochs == 1]
+    for given, length in ((made, 60), (short, 1)):
+        (panel,) = figure.curves_figure(FIGURE2, given, "").axes
+        own = [one for one in given if one.spec.epochs == length and not one.spec.bias]
+        assert {len(np.asarray(line.get_xydata())) for line in panel.lines} == {length}
+        assert 0 < len(panel.lines) <= len(own)
+
+
 def test_what_was_run_in_a_few_words() -> None:
     """Seeds as ranges; of runs of other lengths the longest, and how many others."""
     one = SERIES["bn"].spec(9, 4, 60, 50_000)
