@@ -89,6 +89,9 @@ def error_bound(
             varies less than rounding; the message names it.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    if len(arguments) == 1 and not list(model.children()):
+        # A model that is itself a layer would be traced into.
+        model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
         interpreter = _RunningError(symbolic_trace(model, len(arguments)), rewrites)
         result = interpreter.run(*[_Bounded.exact(value) for value in arguments])

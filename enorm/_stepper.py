@@ -258,15 +258,34 @@ class ENorm:
 
         Raises:
             ValueError: there is no optimizer.
-            RuntimeError: it is attached already.
+            RuntimeError: it is attached already, or another ENorm is that rescales one of the same
+                parameters, as after a notebook's cell has run twice.
         """
         if not self._followers.optimizers:
             raise ValueError("attach needs the optimizer: ENorm(model, optimizer).attach()")
         if self._is_attached():
             raise RuntimeError("this ENorm is attached to its optimizer already")
-        optimizer = self._followers.optimizers[-1]
-        self._hook = optimizer.register_step_post_hook(lambda *_: self.step())
+        self._check_alone()
+        self._hook = self._followers.optimizers[-1].register_step_post_hook(self._after_step)
         return self._hook
+
+    def _check_alone(self) -> None:
+        own = {id(tensor): name for name, _, _, tensor, _ in self._holders}
+        for optimizer in self._followers.optimizers:
+            for hook in optimizer._optimizer_step_post_hooks.values():
+                other = getattr(hook, "__self__", None)
+                if not isinstance(other, ENorm):
+                    continue
+                for _, _, _, tensor, _ in other._holders:
+                    if id(tensor) in own:
+                        raise RuntimeError(
+                            f"parameter {own[id(tensor)]!r} is rescaled by another ENorm attached "
+                            "to this optimizer: call remove() on what its attach() returned, or "
+                            "build the optimizer anew"
+                        )
+
+    def _after_step(self, *_: Any) -> None:
+        self.step()
 
     def _is_attached(self) -> bool:
         if self._hook is None:

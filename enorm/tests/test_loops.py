@@ -199,6 +199,25 @@ def test_a_copy_of_what_is_not_attached_is_not() -> None:
     assert its_stepper.state_dict()["calls"] == 0
 
 
+def test_one_attached_per_parameter() -> None:
+    """A notebook's cell that runs twice must not leave two cycles, or two factors, per step."""
+    model, other = network(), network()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.01)
+    handle = enorm.ENorm(model, optimizer).attach()
+    enorm.ENorm(other, optimizer).attach()
+    stepper = enorm.ENorm(model, optimizer)
+    text = (
+        r"^parameter '.+' is rescaled by another ENorm attached to this optimizer: call remove\(\) "
+        r"on what its attach\(\) returned, or build the optimizer anew$"
+    )
+    with pytest.raises(RuntimeError, match=text):
+        stepper.attach()
+    handle.remove()
+    stepper.attach()
+    losses(model, optimizer, 1)
+    assert stepper.state_dict()["calls"] == 1
+
+
 def test_several_optimizers_share_a_model() -> None:
     """Biases have another: the state of both is that of one that had all, and a cycle per step."""
     model = network()

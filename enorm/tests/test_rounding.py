@@ -61,6 +61,22 @@ def test_layers_and_relu() -> None:
     assert enorm.error_bound(model, (x,)).equal(enorm.error_bound(model, x))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(3, 4), (2, 3)),
+        (nn.Conv1d(3, 4, 3), (2, 3, 8)),
+        (nn.ConvTranspose1d(3, 4, 2), (2, 3, 8)),
+        (nn.BatchNorm1d(3), (2, 3)),
+    ],
+)
+def test_a_model_that_is_one_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape)
+    found = bound(layer, x)
+    assert bool((found > 0).all())
+    same(found, bound(nn.Sequential(layer), x))
+
+
 def test_more_rewrites_more_roundings() -> None:
     model = nn.Sequential(nn.Linear(2, 1, bias=False))
     nn.init.constant_(model.get_parameter("0.weight"), 2.0)
