@@ -7,7 +7,7 @@ import functools
 import hashlib
 import types
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -46,12 +46,8 @@ def unusable(
         read |= {str(node.target) for node in nodes if reads_values(node)}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
     shared = set(sharing(model))
-    inside = {
-        child: name
-        for name in leaves
-        for child in modules
-        if name in modules and child.startswith(f"{name}.")
-    }
+    leaves &= modules.keys()
+    inside = {child: name for child in modules for name in _above(child) if name in leaves}
     reasons: dict[str, str] = {}
     for name, module in modules.items():
         own = dict(module.named_parameters(recurse=False))
@@ -93,6 +89,14 @@ def unusable(
             if (wrong := wrong_shape(user, type(user))) is not None:
                 reasons[name] = wrong
     return reasons
+
+
+def _above(name: str) -> Iterator[str]:
+    """Names of the modules that a module is inside of, from the outermost."""
+    place = name.find(".")
+    while place >= 0:
+        yield name[:place]
+        place = name.find(".", place + 1)
 
 
 _Use = tuple[type[nn.Module], int, bool]

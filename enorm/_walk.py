@@ -800,7 +800,8 @@ def _with_a_way_out(free: Sequence[Units]) -> list[Units]:
     before = -1
     while len(found) > before:
         before = len(found)
-        for units in free:
+        # Mostly in the order of the network, of which the end is known first.
+        for units in reversed(free):
             behind = (makers.get(consumer.weight) for consumer in units.consumers)
             if any(one is None or one in found for one in behind):
                 found[units] = None
