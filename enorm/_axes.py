@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import fx, nn
+
+from enorm._homogeneous import ADAPTIVE, REDUCTIONS, is_elementwise, pooled_axes
 from enorm._units import Signal
 
 
@@ -26,6 +29,49 @@ def without(signal: Signal, dimensions: int | None, axes: Sequence[int]) -> Sign
     behind = sum(axis > signal.axis for axis in axes)
     left = None if dimensions is None else dimensions - len(axes)
     return replace(signal, axis=signal.axis + behind, dimensions=left)
+
+
+def widened(signal: Signal, dimensions: int, axis: int) -> Signal:
+    """``signal`` of ``dimensions`` axes with one more, which then is ``axis``, from the end."""
+    return replace(signal, axis=signal.axis - (axis > signal.axis - 1), dimensions=dimensions + 1)
+
+
+def is_single(
+    node: fx.Node, axis: int, count: int | None, modules: Mapping[fx.Node, nn.Module]
+) -> bool:
+    """Whether ``axis`` of ``node``'s value has one position whatever the input is.
+
+    Args:
+        node: a value.
+        axis: from the end.
+        count: how many axes it has, as far as is known.
+        modules: what calls stand for.
+    """
+    operation: Any = modules.get(node, node.target)
+    axes = pooled_axes(operation) or 0
+    if node in modules:
+        sizes = getattr(operation, "output_size", None)
+        adaptive = type(operation) in ADAPTIVE
+    else:
+        sizes = argument(node, 1, "output_size", None)
+        adaptive = node.target in ADAPTIVE
+    if adaptive and -axis <= axes:
+        each = sizes if isinstance(sizes, (list, tuple)) else [sizes] * axes
+        return len(each) == axes and bool(each[axis] == 1)
+    if not node.all_input_nodes:
+        return False
+    kept = node.target in REDUCTIONS and argument(node, 2, "keepdim", False) is True
+    if kept and axis in from_the_end(argument(node, 1, "dim", node.kwargs.get("axis")), count):
+        return True
+    same = kept or is_elementwise(operation)
+    return same and is_single(node.all_input_nodes[0], axis, count, modules)
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """What a call was given, by position or by name."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
 
 
 def indexed(signal: Signal, dimensions: int, entries: Sequence[Any]) -> Signal | None:

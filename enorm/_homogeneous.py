@@ -69,6 +69,16 @@ _POOLING: dict[Any, int] = {
     for operation in operations
 }
 
+# Of them those that are given how many positions there are to be.
+ADAPTIVE: frozenset[Any] = frozenset(
+    {
+        *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+        *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+        *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    }
+)
+
 # Interpolation between positions of one channel, whatever the mode: its axis is the second.
 RESIZING: frozenset[Any] = frozenset(
     {nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
@@ -111,6 +121,7 @@ PERMUTATIONS: frozenset[Any] = frozenset(
 )
 RESHAPES: frozenset[Any] = frozenset({torch.reshape, "reshape", "view"})
 SQUEEZES: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
+UNSQUEEZES: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 TRANSPOSED: dict[type[nn.Module], int] = {

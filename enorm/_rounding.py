@@ -31,6 +31,7 @@ from enorm._homogeneous import (
     SQUEEZES,
     SUMS,
     TRANSPOSED,
+    UNSQUEEZES,
     is_elementwise,
     is_registered,
     pooled_axes,
@@ -40,7 +41,8 @@ from enorm._homogeneous import (
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 # How entries of one value become those of another, with nothing computed.
-_MOVES = RESHAPES | PERMUTATIONS | SQUEEZES | {torch.flatten, "flatten", operator.getitem}
+_FLATTENS = frozenset({torch.flatten, "flatten"})
+_MOVES = RESHAPES | PERMUTATIONS | SQUEEZES | UNSQUEEZES | _FLATTENS | {operator.getitem}
 _LARGER = EXTREMA | {torch.maximum, torch.minimum, "maximum", "minimum"}
 _WHOLE = frozenset({torch.amax, torch.amin, "amax", "amin"})
 

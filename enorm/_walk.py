@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from enorm._axes import from_the_end, indexed, without
+from enorm._axes import argument, from_the_end, indexed, is_single, widened, without
 from enorm._functional import attribute, is_layer, owner_of
 from enorm._graph import Recording, UnsupportedModel
 from enorm._homogeneous import (
@@ -34,6 +34,7 @@ from enorm._homogeneous import (
     SQUEEZES,
     SUMS,
     TRANSPOSED,
+    UNSQUEEZES,
     BatchNorm,
     is_elementwise,
     is_registered,
@@ -245,13 +246,15 @@ class Walk:
         if followed is not None and (other := node.kwargs.keys() - followed - {"out"}):
             return self._wall(node, f"has the argument {min(other)!r}, which is not followed")
         if target in (torch.flatten, "flatten"):
-            start = _argument(node, 1, "start_dim", 0)
-            end = _argument(node, 2, "end_dim", -1)
+            start = argument(node, 1, "start_dim", 0)
+            end = argument(node, 2, "end_dim", -1)
             return self._flatten(node, start, end)
         if target is operator.getitem:
             return self._index(node)
         if target in SQUEEZES:
             return self._squeeze(node)
+        if target in UNSQUEEZES:
+            return self._unsqueeze(node)
         if target in EXTREMA:
             others = [one for one in node.all_input_nodes[1:] if one not in self.numbers]
             return self._sum(node) if others else self._reduce(node)
@@ -270,10 +273,10 @@ class Walk:
         if target in RESHAPES:
             return self._reshape(node)
         if target is F.pad:
-            mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
+            mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value", None)
             if mode not in ("reflect", "replicate", "circular") and value not in (None, 0):
                 return self._wall(node, "pads with a constant")
-            amounts = _argument(node, 1, "pad", ())
+            amounts = argument(node, 1, "pad", ())
             if not isinstance(amounts, (tuple, list)):
                 return self._wall(node, "pads axes that cannot be told")
             return self._pad(node, len(amounts) // 2)
@@ -319,7 +322,7 @@ class Walk:
 
     def _sum(self, node: fx.Node) -> Signal | None:
         """Sums, differences and maxima of two values: both have to carry the same scales."""
-        operands = (_argument(node, 0, "input", None), _argument(node, 1, "other", None))
+        operands = (argument(node, 0, "input", None), argument(node, 1, "other", None))
         if any(_is_zero(one) for one in operands):
             # As Python's ``sum`` begins.
             return self._only_signal(node)
@@ -342,7 +345,7 @@ class Walk:
 
     def _product(self, node: fx.Node) -> Signal | None:
         """A product is linear in one operand while the other stays as it is."""
-        first, second = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+        first, second = argument(node, 0, "input", None), argument(node, 1, "other", None)
         if node.kwargs.get("rounding_mode") is not None:
             return self._wall(node, "rounds")
         operands = [one for one in (first, second) if isinstance(one, fx.Node)]
@@ -362,8 +365,8 @@ class Walk:
         return replace(signal, dimensions=self._broadcast(node, signal, factor))
 
     def _concatenate(self, node: fx.Node) -> Signal | None:
-        tensors = _argument(node, 0, "tensors", ())
-        axis = _argument(node, 1, "dim", 0)
+        tensors = argument(node, 0, "tensors", ())
+        axis = argument(node, 1, "dim", 0)
         if not isinstance(tensors, (list, tuple)) or not isinstance(axis, int):
             return self._wall(node, "concatenates in a way that cannot be followed")
         signals = [self.signals[one] for one in tensors]
@@ -400,11 +403,11 @@ class Walk:
         signal = self._only_signal(node)
         if signal is None:
             return None
-        keep = _argument(node, 2, "keepdim", False)
+        keep = argument(node, 2, "keepdim", False)
         if not isinstance(keep, bool):
             return self._wall(node, "reduces in a way that cannot be followed")
         dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
-        over = _argument(node, 1, "dim", node.kwargs.get("axis"))
+        over = argument(node, 1, "dim", node.kwargs.get("axis"))
         found = from_the_end(over, dimensions)
         if over is not None and not found and not dimensions:
             return self._wall(node, self._ask("the number of axes is not known"))
@@ -436,18 +439,33 @@ class Walk:
         return self._wall(node, "indexes the activations") if found is None else found
 
     def _squeeze(self, node: fx.Node) -> Signal | None:
-        """Axes of one position go; only where the shape is seen can that be told."""
+        """Axes of one position go, where the shape or what made the value tells which they are."""
         signal = self._only_signal(node)
         if signal is None:
             return None
-        shape = self.shapes.get(node.all_input_nodes[0])
+        source = node.all_input_nodes[0]
+        dimensions = self._dimensions_of(source, signal)
+        named = from_the_end(argument(node, 1, "dim", None), dimensions)
+        if named and all(is_single(source, one, dimensions, self.modules) for one in named):
+            return without(signal, dimensions, named)
+        shape = self.shapes.get(source)
         if shape is None:
             return self._wall(node, self._ask("squeezes an axis of unknown size"))
-        found = from_the_end(_argument(node, 1, "dim", None), len(shape))
+        found = from_the_end(argument(node, 1, "dim", None), len(shape))
         # Another batch may have several samples, or one.
         if not found or signal.axis in found or -len(shape) in found:
             return self._wall(node, "squeezes axes that may be those of units or samples")
         return without(signal, len(shape), [axis for axis in found if shape[axis] == 1])
+
+    def _unsqueeze(self, node: fx.Node) -> Signal | None:
+        signal = self._only_signal(node)
+        if signal is None:
+            return None
+        dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
+        axis = from_the_end(argument(node, 1, "dim", None), dimensions and dimensions + 1)
+        if not dimensions or not axis:
+            return self._wall(node, self._ask("adds an axis to axes that cannot be told"))
+        return widened(signal, dimensions, *axis)
 
     def _permute(self, node: fx.Node) -> Signal | None:
         signal = self._only_signal(node)
@@ -765,7 +783,7 @@ _ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
     (CONCATENATIONS, frozenset({"tensors", "dim"})),
     (REDUCTIONS, frozenset({"input", "dim", "axis", "keepdim"})),
     (EXTREMA, frozenset({"input", "dim", "axis", "keepdim", "other"})),
-    (SQUEEZES, frozenset({"input", "dim"})),
+    ((*SQUEEZES, *UNSQUEEZES), frozenset({"input", "dim"})),
     (PERMUTATIONS, frozenset({"input", "dims", "dim0", "dim1", "axis0", "axis1"})),
     (RESHAPES, frozenset({"input"})),
     ((F.pad,), frozenset({"input", "pad", "mode", "value"})),
@@ -863,18 +881,12 @@ def _in_place(node: fx.Node) -> bool:
     return node.target in (operator.imul, operator.itruediv) or str(node.target).endswith("_")
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
 def _is_batch_size(size: Any, tensor: fx.Node) -> bool:
     """Whether ``size`` is ``tensor.size(0)`` or ``tensor.shape[0]``."""
     if not isinstance(size, fx.Node):
         return False
     if size.target == "size":
-        return size.args[0] is tensor and _argument(size, 1, "dim", None) == 0
+        return size.args[0] is tensor and argument(size, 1, "dim", None) == 0
     if size.target is operator.getitem and size.args[1] == 0:
         shape = size.args[0]
         if isinstance(shape, fx.Node) and shape.args[0] is tensor:

@@ -150,6 +150,7 @@ def test_what_only_moves_entries_adds_nothing() -> None:
     x = torch.randn(5, 2, 7)
     error = bound(nn.Sequential(conv), x)
     same(bound(pooled(lambda h: h[:, :, None, 1:].squeeze(2), conv), x), error[:, :, 1:])
+    same(bound(pooled(lambda h: h.unsqueeze(3), conv), x), error[..., None])
     masked = pooled(lambda h: h[h > 0], conv)
     with pytest.raises(enorm.UnsupportedModel, match="no rounding bound is known"):
         enorm.error_bound(masked, x)

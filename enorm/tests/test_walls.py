@@ -24,6 +24,18 @@ class Inner(nn.Module):
         return torch.sigmoid(x)
 
 
+class Squeeze(nn.Module):
+    """``x.squeeze(axis)``."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        return x.squeeze(self.axis)
+
+
 def hooked(model: nn.Sequential, index: int) -> nn.Sequential:
     """With a forward hook on one module."""
     model[index].register_forward_hook(lambda *_: None)
@@ -55,6 +67,12 @@ def positions(code: Callable[[Tensor], Tensor], features: int = 18) -> Callable[
             return result
 
     return Chain
+
+
+def pooled(axis: int) -> Callable[[], nn.Module]:
+    """Images of one column, of which an axis is taken away."""
+    pool = nn.AdaptiveAvgPool2d((None, 1))
+    return lambda: nn.Sequential(nn.Conv2d(2, 6, 1), pool, Squeeze(axis), nn.Conv1d(6, 2, 1))
 
 
 def unpacked(h: Tensor) -> Tensor:
@@ -125,7 +143,30 @@ CASES = {
     "squeezed to no avail": Case(
         positions(lambda h: h.squeeze(-1).mean(2), 6), GROUP_CONV, shape=(5, 2, 3)
     ),
-    "squeezed unseen": Case(positions(lambda h: h.mean(2, True).squeeze(2), 6)),
+    "pooled to one position": Case(
+        positions(lambda h: F.relu(F.adaptive_avg_pool1d(h, 1)).squeeze(-1), 6), GROUP_CONV
+    ),
+    "kept by a mean, and divided": Case(
+        positions(lambda h: F.relu(h.mean(2, keepdim=True) / 2).squeeze(2), 6),
+    ),
+    "kept by a mean": Case(
+        positions(lambda h: (-h.mean(2, keepdim=True)).squeeze(dim=-1), 6), GROUP_CONV
+    ),
+    "one position among two": Case(pooled(-1), [(["0"], ["3"], 6)]),
+    "the other among two": Case(pooled(-2)),
+    "one sample kept": Case(positions(lambda h: h.mean(0, True).squeeze(0).T, 6)),
+    "squeezed unseen": Case(positions(lambda h: h[:, :, :1].squeeze(2), 6)),
+    "squeezed behind two": Case(
+        positions(lambda h: F.adaptive_avg_pool1d(h, 2)[:, :, :1].squeeze(2), 6)
+    ),
+    "unsqueezed": Case(positions(lambda h: h.unsqueeze(-1).sum((2, 3)), 6), GROUP_CONV),
+    "unsqueezed in front": Case(
+        positions(lambda h: torch.unsqueeze(h.mean(2), 0).sum(0), 6), GROUP_CONV
+    ),
+    "unsqueezed between": Case(positions(lambda h: h.unsqueeze(dim=1).sum((1, 3)), 6), GROUP_CONV),
+    "unsqueezed, and read across": Case(positions(lambda h: h.mean(2).unsqueeze(-1), 1)),
+    "unsqueezed unseen": Case(hidden(lambda h: h.unsqueeze(1).sum(1))),
+    "unsqueezed unseen, from the end": Case(hidden(lambda h: h.unsqueeze(-2).sum(-2))),
     "squeezed anywhere": Case(positions(lambda h: h.mean(2, True).squeeze(), 6), shape=(5, 2, 3)),
     "squeezed samples": Case(
         positions(lambda h: h.mean(2, True).squeeze((0, 2)), 6), shape=(5, 2, 3)
@@ -253,8 +294,20 @@ REASONS = {
     "largest unit": "max in forward: reduces over hidden units",
     "mean of an axis counted": "mean in forward: reduces over hidden units",
     "largest of another": "min in forward: adds a value that carries no scale",
-    "squeezed unseen": (
-        "squeeze in forward: squeezes an axis of unknown size: pass example_inputs"
+    "the other among two": (
+        "squeeze in 2.forward: squeezes an axis of unknown size: pass example_inputs"
+    ),
+    **dict.fromkeys(
+        ("squeezed unseen", "squeezed behind two", "kept by a mean, and divided"),
+        "squeeze in forward: squeezes an axis of unknown size: pass example_inputs",
+    ),
+    "one sample kept": "getattr in forward: reads attribute 'T' of the activations",
+    "unsqueezed, and read across": (
+        "fc (Linear): reads the activations along another axis than their units"
+    ),
+    **dict.fromkeys(
+        ("unsqueezed unseen", "unsqueezed unseen, from the end"),
+        "unsqueeze in forward: adds an axis to axes that cannot be told: pass example_inputs",
     ),
     **dict.fromkeys(
         ("squeezed anywhere", "squeezed samples", "squeezed units"),
