@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from enorm._homogeneous import ADAPTIVE, REDUCTIONS, is_elementwise, pooled_axes
+from enorm._homogeneous import ADAPTIVE, REDUCTIONS, SQUEEZES, is_elementwise, pooled_axes
 from enorm._units import Signal
 
 
@@ -39,7 +39,7 @@ def widened(signal: Signal, dimensions: int, axis: int) -> Signal:
 def is_single(
     node: fx.Node, axis: int, count: int | None, modules: Mapping[fx.Node, nn.Module]
 ) -> bool:
-    """Whether ``axis`` of ``node``'s value has one position whatever the input is.
+    """Whether ``axis`` of ``node``'s value, of unknown shape, has one position by what made it.
 
     Args:
         node: a value.
@@ -60,11 +60,20 @@ def is_single(
         return len(each) == axes and bool(each[axis] == 1)
     if not node.all_input_nodes:
         return False
+    source = node.all_input_nodes[0]
+    if node.target in SQUEEZES:
+        # Followed without a shape, so that all the axes it names are gone.
+        named = argument(node, 1, "dim", None)
+        many = len(named) if isinstance(named, (list, tuple)) else 1
+        before = None if count is None else count + many
+        gone = from_the_end(named, before)
+        left = [one for one in range(axis - many, 0) if one not in gone]
+        return is_single(source, left[axis], before, modules)
     kept = node.target in REDUCTIONS and argument(node, 2, "keepdim", False) is True
     if kept and axis in from_the_end(argument(node, 1, "dim", node.kwargs.get("axis")), count):
         return True
     same = kept or is_elementwise(operation)
-    return same and is_single(node.all_input_nodes[0], axis, count, modules)
+    return same and is_single(source, axis, count, modules)
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

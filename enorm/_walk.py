@@ -445,13 +445,13 @@ class Walk:
             return None
         source = node.all_input_nodes[0]
         dimensions = self._dimensions_of(source, signal)
-        named = from_the_end(argument(node, 1, "dim", None), dimensions)
-        if named and all(is_single(source, one, dimensions, self.modules) for one in named):
-            return without(signal, dimensions, named)
+        found = from_the_end(argument(node, 1, "dim", None), dimensions)
         shape = self.shapes.get(source)
         if shape is None:
-            return self._wall(node, self._ask("squeezes an axis of unknown size"))
-        found = from_the_end(argument(node, 1, "dim", None), len(shape))
+            single = (is_single(source, one, dimensions, self.modules) for one in found)
+            if not found or not all(single):
+                return self._wall(node, self._ask("squeezes an axis of unknown size"))
+            return without(signal, dimensions, found)
         # Another batch may have several samples, or one.
         if not found or signal.axis in found or -len(shape) in found:
             return self._wall(node, "squeezes axes that may be those of units or samples")

@@ -461,11 +461,14 @@ class Around(nn.Module):
 
 
 def test_what_a_hooked_module_holds_is_left_as_it_is() -> None:
-    plan = enorm.trace(Around())
-    assert plan.groups == ()
-    assert ("inner.inner (Linear)", "also used inside inner") in {
-        (skip.where, skip.reason) for skip in plan.skipped
-    }
+    """Also further inside."""
+    outer = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Sequential(Around(), nn.Identity()))
+    for model, path in ((Around(), ""), (outer, "2.0.")):
+        plan = enorm.trace(model)
+        assert plan.groups == ()
+        assert (f"{path}inner.inner (Linear)", f"also used inside {path}inner") in {
+            (skip.where, skip.reason) for skip in plan.skipped
+        }
 
 
 class Inherits(nn.BatchNorm2d):

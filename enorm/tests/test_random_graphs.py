@@ -37,7 +37,9 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "largest of each row": lambda x: F.interpolate(x.max(3, True)[0], size=(4, 4)),
     "smallest of each row": lambda x: x.min(3).values[..., None] + x,
     "in a row": lambda x: F.interpolate(x.flatten(2)[:, :, None], size=(4, 4)),
-    "one position": lambda x: x + F.adaptive_max_pool2d(x, 1).squeeze(-1).unsqueeze(2),
+    "one position": lambda x: (
+        x + F.adaptive_max_pool2d(x, 1).squeeze(-1).squeeze(-1)[..., None, None]
+    ),
     "one row": lambda x: F.adaptive_avg_pool2d(x, (1, 4)).squeeze(2)[:, :, None] + x,
     "squeezed": lambda x: F.interpolate(x[..., :1].squeeze(-1)[..., None], size=(4, 4)),
     "first unit": lambda x: x[:, :1] + x,

@@ -75,6 +75,25 @@ def pooled(axis: int) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv2d(2, 6, 1), pool, Squeeze(axis), nn.Conv1d(6, 2, 1))
 
 
+def images(code: Callable[[Tensor], Tensor], *axes: Any) -> Callable[[], nn.Module]:
+    """``code`` on images, and squeezes one after the other."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 6, 1)
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = code(F.relu(self.conv(x)))
+            for axis in axes:
+                h = F.relu(h.squeeze(axis))
+            result: Tensor = self.fc(h)
+            return result
+
+    return Chain
+
+
 def unpacked(h: Tensor) -> Tensor:
     """The values; whether the positions are used decides."""
     values, _ = torch.max(h, 2)
@@ -88,7 +107,7 @@ def summed(h: Any) -> Tensor:
 
 
 GROUP_A = [(["a"], ["b"], 6)]
-GROUP_CONV = [(["conv"], ["fc"], 6)]
+IMAGES = GROUP_CONV = [(["conv"], ["fc"], 6)]
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,26 @@ CASES = {
     ),
     "one position among two": Case(pooled(-1), [(["0"], ["3"], 6)]),
     "the other among two": Case(pooled(-2)),
+    "too few sizes": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 1), nn.AdaptiveAvgPool2d((1,)), Squeeze(-1), nn.Conv1d(6, 2, 1)
+        )
+    ),
+    "one after the other": Case(images(lambda h: F.adaptive_avg_pool2d(h, 1), -1, -1), IMAGES),
+    "one after the other, counted": Case(
+        images(lambda h: h.mean((2, 3), keepdim=True), 2, 2), IMAGES
+    ),
+    "both at once": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1)), IMAGES),
+    "both at once, and units": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1), -1)),
+    "the last of two": Case(
+        images(lambda h: F.adaptive_avg_pool2d(h, (1, 3)).mean(3, True), 2, 2), IMAGES
+    ),
+    "mean of a mean": Case(images(lambda h: h.mean(2, True).mean(3, True), -1, -1), IMAGES),
+    "the other one as well": Case(images(lambda h: h.mean(2, True), -2, -1)),
+    "samples behind a pooling": Case(
+        positions(lambda h: F.adaptive_avg_pool1d(h, 1).squeeze(0), 6)
+    ),
+    "units behind a mean": Case(positions(lambda h: h.mean(-1).squeeze(-1), 6)),
     "one sample kept": Case(positions(lambda h: h.mean(0, True).squeeze(0).T, 6)),
     "squeezed unseen": Case(positions(lambda h: h[:, :, :1].squeeze(2), 6)),
     "squeezed behind two": Case(
@@ -294,11 +333,20 @@ REASONS = {
     "largest unit": "max in forward: reduces over hidden units",
     "mean of an axis counted": "mean in forward: reduces over hidden units",
     "largest of another": "min in forward: adds a value that carries no scale",
-    "the other among two": (
-        "squeeze in 2.forward: squeezes an axis of unknown size: pass example_inputs"
+    **dict.fromkeys(
+        ("the other among two", "too few sizes"),
+        "squeeze in 2.forward: squeezes an axis of unknown size: pass example_inputs",
     ),
     **dict.fromkeys(
-        ("squeezed unseen", "squeezed behind two", "kept by a mean, and divided"),
+        (
+            "squeezed unseen",
+            "squeezed behind two",
+            "kept by a mean, and divided",
+            "both at once, and units",
+            "the other one as well",
+            "samples behind a pooling",
+            "units behind a mean",
+        ),
         "squeeze in forward: squeezes an axis of unknown size: pass example_inputs",
     ),
     "one sample kept": "getattr in forward: reads attribute 'T' of the activations",
