@@ -96,8 +96,10 @@ def cause_figure(records: Sequence[Record]) -> Figure | None:
         steps.plot(x[~lost], 0 * x[~lost], marker, color=color, ms=4)
     title = f"largest lr / a² of a layer's biases\nafter {STEP} steps (red: ended sooner)"
     rates.set(title=title, xlabel="depth")
-    rates.legend(fontsize=8)
-    steps.set(title="step of the first non-finite loss\n(filled, at 0: none)", xlabel="depth")
+    handles, labels = rates.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    title = "step of the first non-finite loss\n(filled, at the bottom: stayed finite)"
+    steps.set(title=title, xlabel="depth")
     for axes in (scales, rates, steps):
         axes.title.set_size(10)
         axes.grid(color="0.93")

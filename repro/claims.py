@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from repro.statistics import (
     over_depths,
     pooled,
 )
-from repro.table import Runs, published
+from repro.table import Runs, bands, published
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 
@@ -57,6 +57,11 @@ class Claim:
     options: Mapping[str, Any]
     reason: str = ""
     remark: str = ""
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it is a question of ours, and no claim of the report."""
+        return self.section.startswith("beyond")
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def _dip(claim: Claim, runs: Runs) -> Estimate | None:
         mean,
         spread.s * math.sqrt(share),
         spread,
-        {depth: (mean, len(there))},
+        dict.fromkeys([*claim.options["before"], depth], (mean, len(there))),
         share=1 + 1 / len(means),
         cells=1 + len(means),
     )
@@ -217,6 +222,9 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
     significant = decided and p < ALPHA
     if significant:
         verdict = "reproduced" if one.right else "not reproduced"
+    if claim.test == "contrasts":
+        positive, _, depths = _counts(one)
+        notes.append(f"all right at {positive} of {depths} depths")
     if "quantifier" in claim.options:
         needed = _QUANTIFIERS[claim.options["quantifier"]]
         positive, wrong, depths = _counts(one)
@@ -227,7 +235,10 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
         elif verdict == "reproduced" and positive < needed:
             verdict = "inconclusive"
     notes.append(f"p = {p:.2g} (Holm)" if decided else "too few runs for a verdict")
-    notes[-1] += _which(one.estimates[0]) if claim.test != "dip" else ""
+    if claim.test == "dip":
+        notes.append(f"against depths {_listed(claim.options['before'])}, at the seeds of all")
+    else:
+        notes[-1] += _which(one.estimates[0])
     if verdict == "inconclusive" and significant:
         notes.append(_exceptions(one))
     elif verdict == "inconclusive":
@@ -244,7 +255,7 @@ def _from_comparison(claim: Claim, one: _Comparison, p: float, runs: Runs) -> Fi
     return Finding(
         claim,
         verdict,
-        ", ".join(f"{estimate.mean:+.2f}" for estimate in one.estimates),
+        ", ".join(_signed(estimate.mean) for estimate in one.estimates),
         ", ".join(_interval(estimate.interval) for estimate in one.estimates),
         _size(one.estimates[0]),
         "; ".join(notes),
@@ -272,16 +283,31 @@ def _exceptions(one: _Comparison) -> str:
     if min(len(estimate.by_depth) for estimate in one.estimates) < _DEPTHS:
         return "more depths are needed"
     # Holm's correction takes all depths to be tested against the smallest of them.
-    needed: dict[int, int] = {}
+    needed: dict[int, float] = {}
     for estimate in one.estimates:
-        bound = estimate.spread.quantile(ALPHA / _DEPTHS) * estimate.spread.s
         for depth, (mean, n) in estimate.by_depth.items():
             if mean < 0:
-                needed[depth] = max(needed.get(depth, n + 1), math.floor((bound / mean) ** 2) + 1)
+                seeds = _seeds_that_show(mean, n, estimate.spread)
+                needed[depth] = max(needed.get(depth, n + 1), seeds)
     if not needed:
         return "more seeds are needed"
-    listed = ", ".join(f"{n} at depth {depth}" for depth, n in sorted(needed.items()))
+    listed = ", ".join(
+        f"{n} at depth {depth}" if n <= MOST_SEEDS else f"more than {MOST_SEEDS} at depth {depth}"
+        for depth, n in sorted(needed.items())
+    )
     return f"seeds that would show the exceptions: {listed}"
+
+
+def _seeds_that_show(mean: float, n: int, spread: Spread) -> float:
+    """Smallest number of seeds at one depth, now n, by which ``mean`` is none by chance.
+
+    Each seed more is a degree of freedom more; mean and s are taken to stay.
+    """
+    for seeds in range(n + 1, MOST_SEEDS + 1):
+        grown = Spread(spread.s, spread.nu + seeds - n)
+        if grown.quantile(ALPHA / _DEPTHS) * grown.s / math.sqrt(seeds) < abs(mean):
+            return seeds
+    return math.inf
 
 
 def _would_settle(estimates: Sequence[tuple[Estimate, float]], tails: float = ALPHA) -> str:
@@ -322,10 +348,17 @@ def curve(runs: Runs, series: str, figure: int) -> Estimate | None:
 
 
 def _curve(claim: Claim, runs: Runs) -> Finding:
-    found = curve(runs, claim.options["series"], claim.options["figure"])
+    series, figure = claim.options["series"], claim.options["figure"]
+    found = curve(runs, series, figure)
     if found is None:
         return Finding(claim, "not run")
-    return _in_band(claim, found, claim.options.get("band", [-1.0, 1.0]))
+    finding = _in_band(claim, found, claim.options.get("band", [-1.0, 1.0]))
+    points = bands(_of(runs.finished, series), published(figure, series))
+    outside = points[(points["mean"] - points["published"]).abs() > points["half"]]
+    note = f"{len(outside)} of {len(points)} points outside the band of a published curve"
+    if len(outside):
+        note += f" (depth {_listed(list(outside.index))})"
+    return replace(finding, note=f"{finding.note}; {note}" if len(points) else finding.note)
 
 
 def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
@@ -343,7 +376,7 @@ def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
         margin = min(abs(found.mean - end) for end in band)
         note += f"; {_would_settle([(found, margin)])}"
     return Finding(
-        claim, verdict, f"{found.mean:+.2f}", _interval(found.interval), _size(found), note
+        claim, verdict, _signed(found.mean), _interval(found.interval), _size(found), note
     )
 
 
@@ -362,14 +395,15 @@ def _spread(claim: Claim, runs: Runs) -> Finding:
     half += float(point["reading_error_percent"])
     mean, reported = float(level["mean"].mean()), float(point["test_accuracy_percent"])
     verdict: Verdict = "inconclusive"
-    if spread.decides:
-        ours = dip.mean > 0 and dip.p < ALPHA
-        verdict = "not reproduced" if ours or reported < mean - half else "reproduced"
+    if spread.decides and dip.mean > 0 and dip.p < ALPHA:
+        verdict = "not reproduced"
+    elif spread.decides and reported >= mean - half:
+        verdict = "reproduced"
     return Finding(
         claim,
         verdict,
-        f"{reported - mean:+.2f}",
-        f"a run: {_interval((mean - half, mean + half))}",
+        _signed(reported - mean),
+        f"a run: {mean - half:.2f} to {mean + half:.2f}",
         f"{len(own[own['depth'].isin(before)])} runs before it",
         f"the report's point is {reported:.2f}, our mean before it {mean:.2f}; our own point lies "
         f"{dip.mean:.2f} below (p = {dip.p:.2g})",
@@ -379,6 +413,7 @@ def _spread(claim: Claim, runs: Runs) -> Finding:
 def _divergence(claim: Claim, runs: Runs) -> Finding:
     options = claim.options
     own = _of(runs.first_epochs, options["series"])
+    own = own[own["depth"].isin(options["diverge"] + options["finite"])]
     if own.empty:
         return Finding(claim, "not run")
     short, against = [], []
@@ -424,10 +459,33 @@ def _occasional(claim: Claim, runs: Runs) -> Finding:
     elif diverged >= _AGREEING_SEEDS or (not diverged and len(own) >= _RUNS_WITHOUT):
         # Always, or never.
         verdict = "not reproduced"
-    note = f"{diverged} of {len(own)} runs diverged at depths {_listed(claim.options['depths'])}"
+    note = f"diverged, by depth: {_by_depth(_lost(own))}"
     if verdict == "inconclusive" and not diverged:
         note += f"; {_RUNS_WITHOUT} without one would refute it"
     return Finding(claim, verdict, n=f"{len(own)} runs", note=note)
+
+
+def _more(claim: Claim, runs: Runs) -> Finding:
+    """Fisher's exact test on how many runs diverge, at the same depths."""
+    rows = runs.first_epochs
+    rows = rows[rows["depth"].isin(claim.options["depths"])]
+    sides = [_lost(_of(rows, claim.options[name])) for name in ("above", "below")]
+    (lost, all_), (other, others) = ((int(n) for n in side.sum()) for side in sides)
+    if not (all_ and others):
+        return Finding(claim, "not run")
+    p = float(stats.fisher_exact([[lost, all_ - lost], [other, others - other]]).pvalue)
+    shares = (lost / all_, other / others)
+    verdict: Verdict = "inconclusive"
+    if p < ALPHA:
+        verdict = "reproduced" if shares[0] > shares[1] else "not reproduced"
+    return Finding(
+        claim,
+        verdict,
+        f"{100 * shares[0]:.0f} % and {100 * shares[1]:.0f} %",
+        n=f"{all_ + others} runs",
+        note=f"diverged: {lost} of {all_} ({_by_depth(sides[0])}) and {other} of {others} "
+        f"({_by_depth(sides[1])}); p = {p:.2g} (Fisher)",
+    )
 
 
 def _cure(claim: Claim, runs: Runs) -> Finding:
@@ -476,7 +534,7 @@ def _stuck(claim: Claim, runs: Runs) -> Finding:
         f"{own.min():.1f} to {own.max():.1f} %",
         f"{len(own)} runs",
         f"end at or below {most:.0f} %, by depth: "
-        + ", ".join(f"{depth}: {row['sum']}/{row['count']}" for depth, row in by_depth.iterrows())
+        + _by_depth(by_depth)
         + f"; a verdict takes {_AGREEING_SEEDS} runs at one depth" * (verdict == "inconclusive"),
     )
 
@@ -500,12 +558,26 @@ def _none(claim: Claim, runs: Runs) -> Finding:
     return Finding(claim, "not run")
 
 
+def _lost(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many runs diverged, ``sum``, and how many there are, ``count``, by depth."""
+    return (rows["outcome"] == "diverged").groupby(rows["depth"]).agg(["sum", "count"])
+
+
+def _by_depth(counts: pd.DataFrame) -> str:
+    return ", ".join(f"{depth}: {some}/{all_}" for depth, some, all_ in counts.itertuples())
+
+
 def _of(rows: pd.DataFrame, series: str) -> pd.DataFrame:
     return rows[rows["series"] == series]
 
 
 def _interval(ends: Sequence[float]) -> str:
-    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if math.isfinite(ends[0]) else "–"
+    return f"[{_signed(ends[0])}, {_signed(ends[1])}]" if math.isfinite(ends[0]) else "–"
+
+
+def _signed(value: float) -> str:
+    """With two digits, and no sign where these are zero."""
+    return f"{value:+.2f}" if round(value, 2) else "0.00"
 
 
 def _size(estimate: Estimate) -> str:
@@ -518,7 +590,9 @@ def _size(estimate: Estimate) -> str:
 def _which(estimate: Estimate) -> str:
     """At which depths, where they are not all of the report's."""
     depths = sorted(estimate.by_depth)
-    return f", at depths {_listed(depths)}" if 1 < len(depths) < _DEPTHS else ""
+    if len(depths) == _DEPTHS:
+        return ""
+    return f", at depth{'s' * (len(depths) > 1)} {_listed(depths)}"
 
 
 def _listed(depths: Sequence[int]) -> str:
@@ -532,6 +606,7 @@ _TESTS: dict[str, Callable[[Claim, Runs], Finding]] = {
     "spread": _spread,
     "divergence": _divergence,
     "occasional": _occasional,
+    "more": _more,
     "cure": _cure,
     "stuck": _stuck,
     "none": _none,

@@ -21,6 +21,8 @@ from repro.sweep import Executor, run_all
 
 # More than any machine has; torch fails on numbers that are larger by far.
 _THREADS = 4096
+# A list of all runs is made before the first.
+_SEEDS = 1_000_000
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
@@ -53,10 +55,9 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
         if options.gate:
             gate.require(specs, preset)
         images = load(source)
-        print(
-            f"{experiment.title}, preset {preset.name}: {len(specs)} runs on {images.form}",
-            file=sys.stderr,
-        )
+        many = f"{len(specs)} run{'s' * (len(specs) > 1)}"
+        text = f"{experiment.title}, preset {preset.name}: {many} on {images.form}"
+        print(text, file=sys.stderr)
         done = run_all(specs, images, out / "records", device, options.executor)
         report = page.write(out, f"python -m repro.{name} {_shown(given, source)}")
         tell(report, out, name)
@@ -96,17 +97,21 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument(
-        "--seeds", type=_within(1), metavar="N", help="how many seeds, from 0 or --first-seed on"
+        "--seeds",
+        type=_within(1, _SEEDS),
+        metavar="N",
+        help="how many seeds, from 0 or --first-seed on",
     )
     parser.add_argument(
         "--first-seed",
-        type=_within(0),
+        type=_within(0, 2**31),
         default=0,
         metavar="K",
         help="where --seeds starts: to add seeds, or share them among machines (default: 0)",
     )
     parser.add_argument(
         "--data",
+        type=_given,
         metavar="PATH|cifar10|synthetic",
         help="a folder with train/CLASS/ and test/CLASS/, CIFAR-10 by download, or drawn images "
         "(default: cifar10; with --preset quick: synthetic)",
@@ -135,13 +140,22 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         default="local",
         help="ray sends runs to a Ray cluster (RAY_ADDRESS, else this machine; default: local)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/PRESET")
+    parser.add_argument(
+        "--out", type=lambda text: Path(_given(text)), metavar="DIR", help="default: results/PRESET"
+    )
     parser.add_argument(
         "--gate",
         action="store_true",
         help="exit with 1 where runs or verdicts differ from the committed ones",
     )
     return parser
+
+
+def _given(text: str) -> str:
+    """As a shell's variable that is not set would leave it, nothing."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def _within(least: int, most: float = math.inf) -> Callable[[str], int]:

@@ -16,8 +16,7 @@ from repro.experiments import Experiment, Series, series_of
 from repro.files import write_atomically
 from repro.records import Record
 from repro.spec import Method
-from repro.statistics import band, pooled
-from repro.table import Runs, published
+from repro.table import Runs, bands, published
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; markers repeat the distinction.
 _COLORS: dict[Method, str] = {
@@ -28,6 +27,8 @@ _COLORS: dict[Method, str] = {
 }
 _MARKERS: dict[Method, str] = {"baseline": "o", "bn": "s", "enorm": "^", "enorm+bn": "D"}
 _LINES = ("-", "--", ":", "-.")
+# Series of one method beyond the line styles above have another shade as well.
+_SHADES = ("", "#9C6ADE", "#7F7F7F")
 
 
 def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
@@ -61,16 +62,17 @@ def accuracy_figure(experiment: Experiment, runs: Runs, title: str) -> Figure:
             for other in present:
                 if other.id != series.id:
                     panel.plot(means[other.id], color="0.82", lw=1, zorder=1)
-        _accuracy_panel(panel, experiment, found, series)
+        _accuracy_panel(panel, experiment, runs, series)
         panel.plot(means[series.id], color=_COLORS[series.method], lw=1.6, zorder=3)
         panel.set_title(textwrap.fill(series.label, 30), size=10)
         panel.grid(axis="y", color="0.93")
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(present) :]:
         panel.set_axis_off()
+    for panel in panels[: len(present)]:
+        panel.tick_params(labelbottom=True)
     for panel in panels[max(0, len(present) - columns) : len(present)]:
         panel.set_xlabel("intermediary layers (depth)")
-        panel.tick_params(labelbottom=True)
     panels[0].set_xticks(depths, [str(depth) for depth in depths])
     # Ticks alone would end the axis in the middle of the outermost points.
     panels[0].set_xlim(min(depths) - 1, max(depths) + 1)
@@ -108,20 +110,15 @@ def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Ser
         plain = _unchanged(series)
         known = published(experiment.figure, plain).dropna(subset="test_accuracy_percent")
         panel.plot(known["test_accuracy_percent"], "--", color=color, lw=1, alpha=0.6, zorder=2)
-        spread = pooled(rows["accuracy"], rows["depth"])
-        counts = rows.groupby("depth")["accuracy"].count()
-        at = known.loc[[depth for depth in known.index if counts.get(depth, 0)]]
-        if spread.decides and len(at):
-            halves = [
-                band(spread, int(n), int(known_runs), len(counts), float(reading))
-                for n, known_runs, reading in zip(
-                    counts[at.index], at["runs_averaged"], at["reading_error_percent"], strict=True
-                )
-            ]
-            middle = at["test_accuracy_percent"]
-            panel.fill_between(
-                at.index, middle - halves, middle + halves, color=color, alpha=0.13, lw=0
-            )
+        around = bands(rows, known)
+        panel.fill_between(
+            around.index,
+            around["published"] - around["half"],
+            around["published"] + around["half"],
+            color=color,
+            alpha=0.13,
+            lw=0,
+        )
         authors = published(1, plain)["test_accuracy_percent"]
         panel.plot(authors, ":", color=color, lw=1, alpha=0.6, zorder=2)
     panel.plot(
@@ -130,9 +127,15 @@ def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Ser
     every = runs.first_epochs
     lost = every[(every["series"] == series.id) & (every["outcome"] == "diverged")]
     for depth, count in lost.groupby("depth")["seed"].count().items():
-        total = int(((every["series"] == series.id) & (every["depth"] == depth)).sum())
+        there = every[(every["series"] == series.id) & (every["depth"] == depth)]
+        text = f"{count}/{len(there)} diverged"
+        before = every[(every["series"] == _unchanged(series)) & (every["depth"] == depth)]
+        chosen = set(before["seed"][before["outcome"] == "diverged"])
+        if _unchanged(series) != series.id and set(there["seed"]) <= chosen:
+            # Seeds that were run for that reason say nothing of how often it happens.
+            text = f"{count} of the {len(there)} that diverge unchanged"
         panel.annotate(
-            f"{count}/{total} diverged",
+            text,
             (float(str(depth)), 0),
             (0, 4),
             xycoords=("data", "axes fraction"),
@@ -165,21 +168,21 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
     figure = Figure(figsize=(max(9.0, 2.6 * columns), 3.4 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     images = max(record.spec.train_images for record in records)
-    styles = _styles(experiment)
-    present = set()
+    # A run that diverges in its first epoch has no curve.
+    found = {series_of(record.spec, images) for record in records if record.result.curve}
+    present = [series for series in experiment.series if series in found]
+    styles = _styles(present)
     for record in records:
         series = series_of(record.spec, images)
         curve = record.result.curve
-        # A run that diverges in its first epoch has no curve.
-        if series is None or series.id not in styles or not curve:
+        if series is None or series not in present or not curve:
             continue
         panel = panels[depths.index(record.spec.depth)]
-        present.add(series.id)
         panel.plot(
             range(1, len(curve) + 1),
             [point.test_accuracy for point in curve],
-            styles[series.id],
-            color=_COLORS[series.method],
+            styles[series.id][0],
+            color=styles[series.id][1],
             lw=1.1,
             marker=_MARKERS[series.method],
             markevery=max(1, len(curve) // 3),
@@ -199,27 +202,28 @@ def curves_figure(experiment: Experiment, records: Sequence[Record], title: str)
         Line2D(
             [],
             [],
-            ls=styles[one.id],
-            color=_COLORS[one.method],
+            ls=styles[one.id][0],
+            color=styles[one.id][1],
             marker=_MARKERS[one.method],
             mfc="none",
             label=one.label,
         )
-        for one in experiment.series
-        if one.id in present
+        for one in present
     ]
     figure.suptitle(textwrap.fill(title, 100), x=0.01, ha="left", size=10)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def _styles(experiment: Experiment) -> dict[str, str]:
-    """Line styles that tell series of one method apart."""
+def _styles(present: Sequence[Series]) -> dict[str, tuple[str, str]]:
+    """Line styles and colours that tell series of one method apart."""
     seen: dict[str, int] = {}
     styles = {}
-    for series in experiment.series:
+    for series in present:
         number = seen[series.method] = seen.get(series.method, -1) + 1
-        styles[series.id] = _LINES[number % len(_LINES)]
+        shade, line = divmod(number, len(_LINES))
+        color = _SHADES[shade % len(_SHADES)] or _COLORS[series.method]
+        styles[series.id] = (_LINES[line], color)
     return styles
 
 

@@ -4,7 +4,8 @@ The committed runs are those of ``repro/evidence`` for the paper preset and of `
 for others. A run whose spec, images, device, threads and versions are those of a committed one has
 to give the same curve, bit for bit; any run with the spec and images of a committed one the same
 scales after its first cycle, but for rounding. A cell is a series at a depth with so many epochs;
-it may end as a committed run of it does, finite or diverged, and its mean has to lie within
+it may end as a committed run of it does, finite or diverged, but not surely more or less often the
+one (Fisher's exact test at 0.05 / m), and its mean has to lie within
 
     reference mean ± t(1 − 0.05 / (2 m), ν) s sqrt(1/n + 1/n_reference),
 
@@ -24,6 +25,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from scipy import stats
 
 from repro import claims, records, table
 from repro.claims import Finding, Verdict
@@ -134,6 +137,12 @@ def compare(done: Sequence[Record], known: Sequence[Record]) -> tuple[int, list[
         if new:
             wrong.append(f"{name}: {', '.join(new)} runs, of which none is committed")
             continue
+        lost = [int((side["outcome"] == "diverged").sum()) for side in (mine, other)]
+        kept = [len(side) - n for side, n in zip((mine, other), lost, strict=True)]
+        # Where both happen, as often: by Fisher's exact test.
+        if stats.fisher_exact([lost, kept]).pvalue < ALPHA / len(shared):
+            both = f"{lost[0]} of {len(mine)} runs diverged, committed {lost[1]} of {len(other)}"
+            wrong.append(f"{name}: {both}")
         left = [side["accuracy"].dropna() for side in (mine, other)]
         if not len(left[0]):
             compared += 1

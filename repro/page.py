@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +173,7 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
         labels[record.key] = record.spec.method if series is None else series.id
     return environment.get_template("report.html").render(
         report=report,
-        verdicts=_by_verdict(report.findings),
-        findings=sorted(
-            report.findings, key=lambda finding: get_args(claims.Verdict).index(finding.verdict)
-        ),
+        parts=_parts(report.findings),
         pictures=pictures,
         series={id: series.label for id, series in SERIES.items()},
         labels=labels,
@@ -184,9 +182,17 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
     )
 
 
-def _by_verdict(findings: Sequence[Finding]) -> dict[str, int]:
-    found = [finding.verdict for finding in findings]
-    return {verdict: found.count(verdict) for verdict in get_args(claims.Verdict)}
+def _parts(findings: Sequence[Finding]) -> list[dict[str, object]]:
+    """The report's claims, and what goes beyond them; each with its verdicts in order."""
+    verdicts = get_args(claims.Verdict)
+    parts: list[dict[str, object]] = []
+    for name, beyond in (("The report's claims", False), ("Questions beyond them", True)):
+        own = [finding for finding in findings if finding.claim.beyond is beyond]
+        own.sort(key=lambda finding: verdicts.index(finding.verdict))
+        found = [finding.verdict for finding in own]
+        counts = {verdict: found.count(verdict) for verdict in verdicts}
+        parts.append({"name": name, "findings": own, "verdicts": counts})
+    return [part for part in parts if part["findings"]]
 
 
 def _inline(text: str) -> str:
@@ -202,8 +208,9 @@ def _number(value: float | None, digits: int = 2, sign: bool = False) -> str:
 
 def _environments(found: Sequence[Record]) -> list[dict[str, object]]:
     """Distinct environments without the time, each with its number of runs."""
-    counts: dict[tuple[tuple[str, object], ...], int] = {}
-    for record in found:
-        items = tuple((k, v) for k, v in record.environment.items() if k != "finished")
-        counts[items] = counts.get(items, 0) + 1
-    return [{**dict(items), "runs": count} for items, count in counts.items()]
+    names = dict.fromkeys(name for record in found for name in record.environment)
+    names.pop("finished", None)
+    counts = Counter(tuple(record.environment.get(name) for name in names) for record in found)
+    return [
+        {"runs": count, **dict(zip(names, values, strict=True))} for values, count in counts.items()
+    ]

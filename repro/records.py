@@ -18,7 +18,7 @@ import torch
 import enorm
 from repro.data import Images
 from repro.files import write_atomically
-from repro.spec import RunSpec
+from repro.spec import METHODS, RunSpec
 from repro.train import Epoch, RunResult, ScalePoint
 
 _SCHEMA = 1
@@ -104,6 +104,8 @@ def read(path: Path) -> Record:
         text = path.read_text()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no run record, for it is no text: delete it") from error
     try:
         content = json.loads(text)
         if "schema" not in content:
@@ -146,10 +148,23 @@ def _check(record: Record) -> None:
         numbers += [epoch.train_loss, epoch.test_loss, epoch.test_accuracy, epoch.seconds]
     if not all(isinstance(one, (int, float)) for one in numbers):
         raise ValueError("a result of it is no number")
+    accuracies = [epoch.test_accuracy for epoch in result.curve]
+    if not all(0 <= one <= 100 for one in accuracies):
+        raise ValueError("a test accuracy of it is no percentage")
+    spec = record.spec
+    if spec.method not in METHODS:
+        raise ValueError(f"its method is {spec.method!r}, none of {', '.join(METHODS)}")
+    if spec.train_images > record.data["train_images"]:
+        raise ValueError("it was trained on more images than there are")
+    ended = spec.epochs if result.diverged_at is None else result.diverged_at[0]
+    if len(result.curve) != ended:
+        raise ValueError(f"its curve has {len(result.curve)} epochs, and {ended} were ended")
     if result.outcome == "finite":
         # Of the last epoch, or of the one that validation chose.
-        if result.accuracy not in {epoch.test_accuracy for epoch in result.curve}:
-            raise ValueError(f"its accuracy, {result.accuracy}, is that of none of its epochs")
+        if result.accuracy not in (accuracies if spec.validation else accuracies[-1:]):
+            raise ValueError(
+                f"its accuracy, {result.accuracy}, is not that of the epoch it ends in"
+            )
     elif result.outcome != "diverged":
         raise ValueError(f"its outcome is {result.outcome!r}, neither finite nor diverged")
     elif [type(one) for one in result.diverged_at or ()] != [int, int]:

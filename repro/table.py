@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -12,6 +13,7 @@ import pandas as pd
 from repro.experiments import Experiment, series_of
 from repro.records import Record
 from repro.spec import PRESETS, RunSpec
+from repro.statistics import band, pooled
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,33 @@ def published(figure: int, series: str) -> pd.DataFrame:
     return rows.set_index("intermediary_layers")
 
 
+def bands(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """Where the means of one series would lie at once were they those of a published curve.
+
+    Args:
+        rows: its whole runs.
+        known: the curve, as :func:`published` gives it.
+
+    Returns:
+        By depth ``mean``, ``published`` and ``half``, by :func:`repro.statistics.band`; empty where
+        the spread of a run is not known well enough.
+    """
+    means = rows.groupby("depth")["accuracy"].agg(["mean", "count"]).dropna()
+    at = known.dropna(subset="test_accuracy_percent").join(means, how="inner")
+    spread = pooled(rows["accuracy"], rows["depth"])
+    if not spread.decides:
+        at = at.iloc[:0]
+    halves = [
+        band(spread, int(ours), int(theirs), len(at), float(reading))
+        for ours, theirs, reading in zip(
+            at["count"], at["runs_averaged"], at["reading_error_percent"], strict=True
+        )
+    ]
+    return pd.DataFrame(
+        {"mean": at["mean"], "published": at["test_accuracy_percent"], "half": halves}
+    )
+
+
 def summary(experiment: Experiment, found: Runs) -> pd.DataFrame:
     """One row per series and depth of an experiment.
 
@@ -149,12 +178,15 @@ def describe(specs: Sequence[RunSpec]) -> str:
     whole = [spec for spec in specs if spec.epochs == epochs]
     depths = sorted({spec.depth for spec in whole})
     seeds = sorted({spec.seed for spec in whole})
+    counts = Counter(replace(spec, seed=0) for spec in whole).values()
+    least, most = min(counts), max(counts)
+    each = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most > 1)}"
     trained = sorted({spec.train_images - spec.held_back for spec in whole})
     images = " or ".join(f"{one:,}" for one in trained)
     shorter = len(specs) - len(whole)
     return (
         f"depth{'s' * (len(depths) > 1)} {', '.join(map(str, depths))}; "
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({_ranges(seeds)}); "
+        f"{each}{' per point' * (least < most)} ({_ranges(seeds)}); "
         f"{epochs} epoch{'s' * (epochs > 1)} on {images} images"
         + (f"; {shorter} shorter run{'s' * (shorter > 1)}" if shorter else "")
     )

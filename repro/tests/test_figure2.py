@@ -149,6 +149,9 @@ def test_what_was_run_in_a_few_words() -> None:
     ):
         several = [replace(one, seed=seed) for seed in seeds]
         assert table.describe(several) == f"depth 9; {words}; 60 epochs on 50,000 images"
+    uneven = [one, replace(one, seed=5), replace(one, seed=4, depth=3)]
+    words = "depths 3, 9; 1 to 2 seeds per point (4, 5); 60 epochs on 50,000 images"
+    assert table.describe(uneven) == words
     short = [replace(one, seed=seed, epochs=1, depth=3) for seed in (7, 8)]
     shown = "depth 9; 1 seed (4); 60 epochs on 50,000 images; 2 shorter runs"
     assert table.describe([one, *short]) == shown

@@ -89,6 +89,23 @@ def test_a_part_of_a_cell_with_both_outcomes_passes(known: list[Record]) -> None
     assert len(wrong) == 1
 
 
+def test_another_rate_of_divergence_is_found(known: list[Record]) -> None:
+    """By chance half of eight may diverge where one of eight did, and not all of them."""
+
+    def cell(lost: int, torch: str) -> list[Record]:
+        seeds = [
+            replace(known[0], spec=replace(known[0].spec, seed=seed), key=str(seed))
+            for seed in range(8)
+        ]
+        runs = [spoiled(one) if one.spec.seed < lost else one for one in seeds]
+        return [replace(one, environment={**one.environment, "torch": torch}) for one in runs]
+
+    assert gate.compare(cell(4, "9.9"), cell(1, "9.8")) == (1, [])
+    _, wrong = gate.compare(cell(8, "9.9"), cell(1, "9.8"))
+    name = f"{known[0].spec.method}, depth {known[0].spec.depth}"
+    assert wrong == [f"{name}: 8 of 8 runs diverged, committed 1 of 8"]
+
+
 def test_short_runs_are_held_against_short_ones(known: list[Record]) -> None:
     short = [replace(one, spec=replace(one.spec, epochs=1), key=f"{one.key}1") for one in known]
     worse = [moved(one, -60.0) for one in short]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -160,7 +161,13 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        ("result.accuracy", 77.7, "its accuracy, 77.7, is that of none of its epochs"),
+        ("result.accuracy", 77.7, "its accuracy, 77.7, is not that of the epoch it ends in"),
+        ("result.curve.0.test_accuracy", 250.0, "a test accuracy of it is no percentage"),
+        ("result.curve.0.test_accuracy", math.nan, "a test accuracy of it is no percentage"),
+        ("result.curve", [], "its curve has 0 epochs, and 2 were ended"),
+        ("result.diverged_at", [0, 3], "its curve has 2 epochs, and 0 were ended"),
+        ("spec.method", "banana", "its method is 'banana', none of baseline, bn, enorm"),
+        ("data.train_images", 10, "it was trained on more images than there are"),
         ("result.accuracy", None, "a result of it is no number"),
         ("result.accuracy", "50", "a result of it is no number"),
         ("result.outcome", "lost", "its outcome is 'lost', neither finite nor diverged"),
@@ -177,12 +184,34 @@ def test_a_record_that_somebody_changed_is_named(
     (path,) = tmp_path.glob("*.json")
     content = json.loads(path.read_text())
     *outer, last = part.split(".")
-    inner = content[outer[0]] if outer else content
+    inner = content
+    for one in outer:
+        inner = inner[int(one) if one.isdigit() else one]
     inner[last] = value
     if part == "data.form":
         del inner[last]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"{path.name} is no whole run record: .*{words}"):
+        records.read(path)
+
+
+def test_another_epoch_than_the_last_takes_validation(
+    spec: RunSpec, images: Images, tmp_path: Path
+) -> None:
+    run_all([spec], images, tmp_path, CPU)
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    first = content["result"]["curve"][0]
+    first["test_accuracy"] = content["result"]["accuracy"] = 99.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"its accuracy, 99\.0, is not that of the epoch"):
+        records.read(path)
+
+
+def test_a_record_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "enorm.json"
+    path.write_bytes(b"\xd3\xff")
+    with pytest.raises(ValueError, match=r"enorm\.json is no run record, for it is no text"):
         records.read(path)
 
 
