@@ -15,6 +15,7 @@ from enorm._apply import following, parameters, targets_of, write_
 from enorm._descent import SOLVERS, Callback, Solver, minimise
 from enorm._followers import Copy, Followers, Optimizers
 from enorm._plan import BatchNormRule, Plan, check_plan, tensors_of
+from enorm._precondition import check_unconditioned
 from enorm._sharded import all_finite, check_sharding, is_sharded, local, rows_of
 from enorm._solve import Factor, build_problem, log2_coefficient
 from enorm._trace import trace
@@ -100,6 +101,7 @@ def balance_(
             model, or a parameter is not finite, or would not be in its dtype, or a bias or a whole
             unit of it would be below the dtype's normal numbers. The model is unchanged.
         TypeError: the optimizer's state is of an unknown kind; the model is unchanged.
+        RuntimeError: an :class:`ENorm` preconditions the biases; the model is unchanged.
         UnsupportedModel: the model cannot be traced.
     """
     if solver not in SOLVERS:
@@ -125,6 +127,7 @@ def balance_(
     check_sharding(plan, tensors)
     if solver == "newton" and any(is_sharded(one) for one in tensors.values()):
         raise ValueError("Newton's steps need whole weights: use another solver for sharded ones")
+    check_unconditioned(tensors[name] for name in plan.parameter_names())
     _check_finite(plan, tensors)
 
     energy_before = _energy(plan, tensors, p, c)

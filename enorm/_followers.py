@@ -175,6 +175,11 @@ def _check_optimizer(optimizer: Any) -> None:
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             + ("; a plan is given as plan=..." if isinstance(optimizer, Plan) else "")
         )
+    if isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        raise TypeError(
+            f"optimizer is {type(optimizer).__name__}, which wraps {type(inner).__name__}: pass "
+            "optimizer.optimizer"
+        )
     if type(optimizer) not in _STATE_POWERS:
         known = ", ".join(kind.__name__ for kind in _STATE_POWERS)
         name = type(optimizer).__name__

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import inspect
+import math
 import operator
 import warnings
 import weakref
@@ -82,7 +83,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
     recordings = []
     for training in (False, True):
         with untouched(model) as randomness:
-            model.train(training)
+            set_mode(model, training)
             reads = _Reads()
             with reads:
                 graph_module, kept, read = _recorded(model, len(inputs), randomness)
@@ -377,6 +378,7 @@ def _inputs(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     if example_inputs is None:
         return ()
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    _check_count(model, len(inputs))
     dtypes = [value.dtype for value in model.parameters() if value.is_floating_point()]
     found = []
     for value in inputs:
@@ -387,6 +389,42 @@ def _inputs(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
         dtype = dtypes[0] if dtypes and value.is_floating_point() else value.dtype
         found.append(torch.empty(value.shape, dtype=dtype, device="meta"))
     return tuple(found)
+
+
+def _check_count(model: nn.Module, given: int) -> None:
+    """Raise UnsupportedModel if ``forward`` takes more example inputs, or fewer."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [one.name for one in parameters if one.default is one.empty]
+    by_name = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    positional = [one.name for one in parameters if one.kind < one.VAR_POSITIONAL]
+    if missing := [one for one in by_name if one in required]:
+        raise UnsupportedModel(
+            f"forward takes {missing[0]!r} by its name only, which example_inputs cannot give: "
+            f"leave them out. {_ESCAPE}"
+        )
+    least = sum(one in required for one in positional)
+    most = math.inf if any_number else len(positional)
+    if not least <= given <= most:
+        raise UnsupportedModel(
+            f"example_inputs has {given} tensor{'s' * (given != 1)}, and forward takes "
+            f"{', '.join(positional) or 'none'}"
+        )
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """``model.train(training)``.
+
+    Raises:
+        UnsupportedModel: its class means something else by ``train``.
+    """
+    try:
+        model.train(training)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__}.train({training}) does not set the mode, but raises "
+            f"{type(error).__name__}: {error}. {_ESCAPE}"
+        ) from error
 
 
 def _shapes(
@@ -400,7 +438,8 @@ def _shapes(
             finder.run(*inputs)
     except Exception as error:
         sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
-        reason = str(error.__cause__ or error).splitlines()[0]
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         if "more than 1 value per channel" in reason:
             reason += "; give a batch of two or more"
         raise UnsupportedModel(

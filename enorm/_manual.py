@@ -44,6 +44,8 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
     for chain in chains:
         if isinstance(chain, str):
             raise TypeError(f"a chain must be a list of module names, got the string {chain!r}")
+    chains = tuple(tuple(chain) for chain in chains)
+    for chain in chains:
         for name in chain:
             if name not in modules:
                 raise ValueError(f"chain names {name!r}, which is no module of the model")

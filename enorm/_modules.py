@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from enorm._calls import is_scripted, replaced_methods
 from enorm._functional import owner_of, reads_values
 from enorm._graph import Recording
-from enorm._homogeneous import BATCH_NORMS, CONVOLUTIONS, LAYER_NORMS, TRANSPOSED, sizes_of
+from enorm._homogeneous import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    LAYER_NORMS,
+    TRANSPOSED,
+    is_elementwise,
+    sizes_of,
+)
 from enorm._memory import is_lazy, sharing, storage
 from enorm._sharded import class_of, own_hooks
 
@@ -52,6 +59,8 @@ def unusable(
     for name, module in modules.items():
         own = dict(module.named_parameters(recurse=False))
         names = {f"{name}.{key}" if name else key for key in own}
+        # Its parameters are not rescaled, however often they are used.
+        by_slope = is_elementwise(module)
         if is_scripted(module):
             reasons[name] = "torch.jit has compiled it, so that its code cannot be seen"
         # Such modules have hooks that go with the first forward.
@@ -61,9 +70,9 @@ def unusable(
             reasons[name] = "forward hooks may change what passes"
         elif replaced := replaced_methods(module):
             reasons[name] = f"its {replaced[0]} was replaced"
-        elif any(name == other or name.startswith(f"{other}.") for other in exclude):
+        elif any(other in ("", name) or name.startswith(f"{other}.") for other in exclude):
             reasons[name] = EXCLUDED
-        elif own and calls[name] > 1:
+        elif own and calls[name] > 1 and not by_slope:
             reasons[name] = f"called {calls[name]} times"
         elif own and len(uses.get(name, ())) > 1:
             reasons[name] = "its parameters serve another kind of layer in train mode"
@@ -71,7 +80,7 @@ def unusable(
             reasons[name] = f"also used inside {inside[name]}"
         elif any(value.layout is not torch.strided for value in own.values()):
             reasons[name] = "its parameters are sparse"
-        elif names & shared:
+        elif names & shared and not by_slope:
             reasons[name] = "its parameters share memory with others"
         elif names & read or any(storage(value) in touched for value in own.values()):
             reasons[name] = "the forward code also reads its parameters directly"
@@ -111,7 +120,12 @@ PAIR = ("weight", "bias")
 
 
 def _is_set(module: nn.Module, key: str) -> bool:
-    return isinstance(getattr(module, key, None), Tensor)
+    """Whether it holds a tensor by that name, or a property of its class, as parametrizations do.
+
+    The property is not asked: computing a spectral norm changes the module.
+    """
+    held = {**module._buffers, **module._parameters, **module.__dict__}.get(key)
+    return isinstance(held, Tensor) or isinstance(getattr(type(module), key, None), property)
 
 
 def wrong_shape(module: nn.Module, kind: type[nn.Module]) -> str | None:

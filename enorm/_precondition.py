@@ -9,12 +9,25 @@ which diverges once c > 1 has made ``a`` small. A gradient multiplied by ``a²``
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
+
+# All that there are.
+_ALIVE: weakref.WeakSet[BiasPreconditioner] = weakref.WeakSet()
+
+
+def check_unconditioned(tensors: Iterable[Tensor]) -> None:
+    """Raise RuntimeError if an ENorm preconditions one of them, which has to learn of scales."""
+    tensors = list(tensors)
+    if any(one.has(tensors) for one in _ALIVE):
+        raise RuntimeError(
+            "an ENorm with precondition_bias=True rescales this model, and would not learn of "
+            "these scales: balance before building it, or delete it"
+        )
 
 
 class BiasPreconditioner:
@@ -61,6 +74,11 @@ class BiasPreconditioner:
         self._optimizer = optimizer
         self._attach()
 
+    def has(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of them is such a bias."""
+        own = {id(bias) for biases in self._biases for bias in biases}
+        return any(id(tensor) in own for tensor in tensors)
+
     def _attach(self) -> None:
         this = weakref.ref(self)
 
@@ -77,6 +95,7 @@ class BiasPreconditioner:
             self._optimizer.register_step_post_hook(after),
         ):
             weakref.finalize(self, handle.remove)
+        _ALIVE.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # An optimizer's copy has no hooks.

@@ -16,12 +16,13 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from enorm._functional import owner_of
-from enorm._graph import UnsupportedModel, symbolic_trace
+from enorm._graph import UnsupportedModel, set_mode, symbolic_trace
 from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
     CONVOLUTIONS,
     EXTREMA,
+    LAYERS,
     PADDING,
     PERMUTATIONS,
     PRODUCTS,
@@ -36,6 +37,7 @@ from enorm._homogeneous import (
     is_registered,
     pooled_axes,
 )
+from enorm._sharded import own_hooks
 
 # What is random in train mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -116,7 +118,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode inside, each module's own mode restored after."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.train(training)
+        set_mode(model, training)
         yield
     finally:
         for module, mode in modes.items():
@@ -138,6 +140,15 @@ class _Bounded:
     @property
     def magnitude(self) -> Tensor:
         return self.value.abs() + self.error
+
+
+def _has_bounded(values: Any) -> bool:
+    """Whether one of them is bounded, or in a list; what an extremum returns is no list."""
+
+    def is_list(one: Any) -> bool:
+        return isinstance(one, (list, tuple)) and not isinstance(one, _Extrema)
+
+    return any(_has_bounded(one) if is_list(one) else isinstance(one, _Bounded) for one in values)
 
 
 class _Extrema(NamedTuple):
@@ -167,6 +178,12 @@ class _RunningError(fx.Interpreter):
         # It may read a parameter or a buffer.
         args = tuple(_Bounded.exact(one) if isinstance(one, Tensor) else one for one in args)
         kind = type(module)
+        if own_hooks(module):
+            raise UnsupportedModel(
+                f"no rounding bound is known for {name}, which has forward hooks"
+            )
+        if kind in LAYERS and "weight" not in module._parameters:
+            raise UnsupportedModel(f"no rounding bound is known for {name} without its weight")
         if args and (kind is nn.Linear or kind in CONVOLUTIONS):
             return self._layer(module, args[0])
         if kind in TRANSPOSED and len(args) == 1 and not kwargs:
@@ -188,9 +205,7 @@ class _RunningError(fx.Interpreter):
             return self._concatenated(target, args, kwargs)
         if target in (F.prelu, torch.prelu) and len(args) == 2 and isinstance(args[1], Tensor):
             return self._prelu(args[1], args[0])
-        if target is getattr or not any(
-            isinstance(one, _Bounded) for one in (*args, *kwargs.values())
-        ):
+        if target is getattr or not _has_bounded((*args, *kwargs.values())):
             return self._plain(target, args, kwargs)
         if target in _MOVES:
             return self._moved(target, args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -73,6 +74,8 @@ class ENorm:
     Raises:
         ValueError: an argument is out of its range, the plan has no groups or belongs to another
             model, or ``precondition_bias`` has no optimizer.
+        RuntimeError: ``precondition_bias`` where another ENorm that rescales one of the parameters
+            is attached to the optimizer.
         TypeError: the optimizer's state is of an unknown kind, or ``precondition_bias`` is asked
             for with another optimizer than SGD.
         UnsupportedModel: the model cannot be traced.
@@ -129,6 +132,8 @@ class ENorm:
         self._hook: RemovableHandle | None = None
         self._preconditioner: BiasPreconditioner | None = None
         if precondition_bias:
+            # It works as soon as it is made, and beside another one gradients would go twice.
+            self._check_alone()
             sizes = [group.size for group in self.plan.groups]
             self._preconditioner = BiasPreconditioner(
                 self._problem.biases, self._tensors, sizes, self._followers.optimizers
@@ -295,16 +300,16 @@ class ENorm:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs.
 
-        Calls so far, units left alone, which parameters are scaled, a fingerprint of the model's
-        structure, and with ``precondition_bias`` the product of each unit's scales, as ``log2 a``
-        per group.
+        Calls so far, units left alone, which parameters are scaled, a fingerprint of the plan's
+        groups, and with ``precondition_bias`` the product of each unit's scales, as ``log2 a`` per
+        group.
         """
         return {
             "calls": self._calls,
             "nonfinite": int(self.nonfinite),
             "precision": self._precision,
             "parameters": list(self.plan.parameter_names()),
-            "fingerprint": self.plan.fingerprint,
+            "fingerprint": hashlib.sha256(repr(self.plan.groups).encode()).hexdigest(),
             "log2_a": self._log2_a(),
         }
 
@@ -314,7 +319,8 @@ class ENorm:
         Raises:
             ValueError: the state belongs to another model, or is none of an ENorm.
         """
-        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+        mine = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != mine.keys():
             found = f"keys {list(state)}" if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"this is no state of an ENorm: got {found}")
         own, others = list(self.plan.parameter_names()), state["parameters"]
@@ -324,16 +330,19 @@ class ENorm:
                 f"state belongs to an ENorm that scales other parameters (see {one!r}): trace the "
                 "same model, or the same submodule, as for that one"
             )
-        if state["fingerprint"] != self.plan.fingerprint:
-            raise ValueError("state belongs to an ENorm of another model: its modules differ")
+        if state["fingerprint"] != mine["fingerprint"]:
+            raise ValueError(
+                "state belongs to an ENorm of another model: other units of these parameters share "
+                "their scales"
+            )
         if (state["log2_a"] is None) != (self._preconditioner is None):
             raise ValueError(
                 "state belongs to an ENorm with precondition_bias="
                 f"{state['log2_a'] is not None}: build this one alike"
             )
         if self._preconditioner is not None:
-            for mine, saved in zip(self._preconditioner.log2_a, state["log2_a"], strict=True):
-                mine.copy_(saved)
+            for log2_a, saved in zip(self._preconditioner.log2_a, state["log2_a"], strict=True):
+                log2_a.copy_(saved)
         self._calls = state["calls"]
         self._precision = state["precision"]
         self.nonfinite.fill_(state["nonfinite"])

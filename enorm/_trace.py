@@ -24,9 +24,10 @@ def trace(
     """Find which axes of which weights may share a scale without changing the model's function.
 
     The forward code is traced symbolically (``torch.fx``) in eval and in train mode, and a group
-    has to hold in both. Of arguments with a default only those that ``example_inputs`` reaches are
-    taken as inputs. Code that branches on anything else but the model's mode and such arguments
-    is seen as it runs for a symbolic input; code that draws random numbers itself is refused.
+    has to hold in both. Arguments whose default is None, a truth value, a number or a string keep
+    it, unless ``example_inputs`` reaches them. Code that branches on anything else but the model's
+    mode and such arguments is seen as it runs for a symbolic input; code that draws random numbers
+    itself is refused.
 
     A layer's rows start a group; operations that are provably positively homogeneous and keep
     units apart carry it on; layers that read it end it. Everything else is a wall: groups end
@@ -53,6 +54,7 @@ def trace(
     check_kind(model)
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of module names, got the string {exclude!r}")
+    exclude = tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in exclude:
         if name not in modules:

@@ -25,8 +25,8 @@ _AVERAGING = tuple(
 class ENormCallback(Callback):
     """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.fit``.
 
-    A step that mixed precision skips is none. Checkpoints carry the state along, and so does a
-    second fit of the same model; with another model ENorm starts anew.
+    A step that mixed precision skips is none, but for ``fused=True``. Checkpoints carry the state
+    along, and so does a second fit of the same model; with another model ENorm starts anew.
 
     Args:
         module: the dotted name of the submodule to rescale, such as ``"model"``; ``""`` for the

@@ -22,10 +22,11 @@ _FILE = "enorm.pt"
 class ENormCallback(TrainerCallback):
     """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.train``.
 
-    A step that mixed precision skips is none. Each ``checkpoint-N`` folder gets a file
-    ``enorm.pt`` with the state, from which a resumed training continues. The trainer does not tell
-    callbacks which folder it resumes from: it is looked for in ``output_dir``, and where
-    ``TrainingArguments(resume_from_checkpoint=...)`` says, and has to be of the weights at hand.
+    A step that mixed precision skips is none, but for ``fused=True``. Each ``checkpoint-N`` folder
+    gets a file ``enorm.pt`` with the state, from which a resumed training continues. The trainer
+    does not tell callbacks which folder it resumes from: it is looked for in ``output_dir``, and
+    where ``TrainingArguments(resume_from_checkpoint=...)`` says, and has to be of the weights at
+    hand.
 
     Args:
         module: the dotted name of the submodule to rescale, such as ``"resnet.encoder"``; ``""``

@@ -225,7 +225,7 @@ def test_several_optimizers_share_a_model() -> None:
     biases = [one for one in model.parameters() if one.dim() == 1]
     optimizers = [torch.optim.SGD(some, lr=0.01, momentum=0.9) for some in (weights, biases)]
     stepper = enorm.ENorm(model, optimizers, c=1.2)
-    stepper.attach()
+    handle = stepper.attach()
     for _ in range(3):
         model.zero_grad()
         backward(model)
@@ -233,6 +233,7 @@ def test_several_optimizers_share_a_model() -> None:
             optimizer.step()
     assert stepper.state_dict()["calls"] == 3
     assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
+    handle.remove()
     with pytest.raises(ValueError, match="precondition_bias takes one optimizer, got 2"):
         enorm.ENorm(model, optimizers, precondition_bias=True)
 
