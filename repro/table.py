@@ -125,10 +125,11 @@ def bands(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     means = rows.groupby("depth")["accuracy"].agg(["mean", "count"]).dropna()
     at = known.dropna(subset="test_accuracy_percent").join(means, how="inner")
     spread = pooled(rows["accuracy"], rows["depth"])
+    depths_run = rows["depth"].nunique()
     if not spread.decides:
         at = at.iloc[:0]
     halves = [
-        band(spread, int(ours), int(theirs), len(at), float(reading))
+        band(spread, int(ours), int(theirs), depths_run, float(reading))
         for ours, theirs, reading in zip(
             at["count"], at["runs_averaged"], at["reading_error_percent"], strict=True
         )

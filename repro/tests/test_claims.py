@@ -17,7 +17,8 @@ from repro import claims
 from repro.claims import Finding
 from repro.experiments import SERIES
 from repro.spec import PAPER_DEPTHS
-from repro.table import Runs, published
+from repro.statistics import pooled
+from repro.table import Runs, bands, published
 
 CLAIMS = {claim.id: claim for claim in claims.load()}
 DEEP = (11, 13, 15, 17, 19)
@@ -73,6 +74,22 @@ def test_a_curve_says_which_points_lie_outside_its_band() -> None:
     words = "1 of 10 points outside the band of a published curve (depth 5)"
     assert found.note.endswith(words)
     assert "outside" not in decide("report-bn", made(levels, seeds=1)).note, "there is no band"
+
+
+def test_bands_are_as_wide_as_all_depths_that_were_run_need() -> None:
+    """Those where every run diverged as well."""
+    runs = made(
+        {"enorm-bias": flat(54)}, depths=(1, 3, 11), lost=lambda series, depth, seed: depth == 11
+    )
+    known = published(3, "enorm-bias")
+    found = bands(runs.finished, known)
+    spread = pooled(runs.finished["accuracy"], runs.finished["depth"])
+    assert list(found.index) == [1, 3]
+    for depth in (1, 3):
+        row = known.loc[depth]
+        quantile = stats.t.ppf(1 - 0.05 / 6, 4)
+        wide = quantile * spread.s * math.sqrt(1 / 3 + 1 / row["runs_averaged"])
+        assert found.loc[depth, "half"] == pytest.approx(wide + row["reading_error_percent"])
 
 
 def test_the_ranking_is_counted_depth_by_depth() -> None:
