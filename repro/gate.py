@@ -28,7 +28,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from repro import claims, records, table
+from repro import claims, records, table, verdicts
 from repro.claims import Finding, Verdict
 from repro.page import Report
 from repro.records import Record
@@ -98,7 +98,7 @@ def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
         expected = {finding.claim.id: finding.claim.expected for finding in report.findings}
         # Of a part of the committed runs no more can be expected than it says.
         if part := [one for one in known if one.key in keys]:
-            of_part = _by_id(claims.decide(table.runs(part), claims.load(), {}))
+            of_part = _by_id(verdicts.decide(table.runs(part), claims.load(), {}))
             expected |= {id: one for id, one in of_part.items() if one == found[id]}
     else:
         found = _verdicts(table.runs(done))
@@ -215,4 +215,4 @@ def _by_id(findings: Sequence[Finding]) -> dict[str, Verdict]:
 def _verdicts(runs: Runs) -> dict[str, Verdict]:
     """Of the claims that need no published value."""
     chosen = [claim for claim in claims.load() if claim.test not in ("curve", "spread", "time")]
-    return _by_id(claims.decide(runs, chosen, {}))
+    return _by_id(verdicts.decide(runs, chosen, {}))

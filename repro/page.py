@@ -12,7 +12,7 @@ from typing import get_args
 import jinja2
 import pandas as pd
 
-from repro import claims, figure, records, table
+from repro import claims, figure, records, table, verdicts
 from repro.cause import cause_figure
 from repro.claims import Finding
 from repro.experiments import EXPERIMENTS, SERIES, Experiment, series_of
@@ -89,7 +89,7 @@ def read(folder: Path) -> Report:
                 f"{folder / COST} is not what `python -m asv_benchmarks.table --json` writes: "
                 "write it again, or remove it"
             ) from error
-    findings = claims.decide(runs, claims.load(), cost) if runs.comparable else []
+    findings = verdicts.decide(runs, claims.load(), cost) if runs.comparable else []
     title = _heading("Equi-normalization, run again", found, runs)
     return Report(title, runs, tuple(found), tuple(sections), tuple(findings))
 
@@ -184,13 +184,13 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
 
 def _parts(findings: Sequence[Finding]) -> list[dict[str, object]]:
     """The report's claims, and what goes beyond them; each with its verdicts in order."""
-    verdicts = get_args(claims.Verdict)
+    kinds = get_args(claims.Verdict)
     parts: list[dict[str, object]] = []
     for name, beyond in (("The report's claims", False), ("Questions beyond them", True)):
         own = [finding for finding in findings if finding.claim.beyond is beyond]
-        own.sort(key=lambda finding: verdicts.index(finding.verdict))
+        own.sort(key=lambda finding: kinds.index(finding.verdict))
         found = [finding.verdict for finding in own]
-        counts = {verdict: found.count(verdict) for verdict in verdicts}
+        counts = {kind: found.count(kind) for kind in kinds}
         parts.append({"name": name, "findings": own, "verdicts": counts})
     return [part for part in parts if part["findings"]]
 

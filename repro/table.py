@@ -204,3 +204,13 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(
         f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
     )
+
+
+def of_series(rows: pd.DataFrame, series: str) -> pd.DataFrame:
+    """Rows of one series."""
+    return rows[rows["series"] == series]
+
+
+def listed(depths: Sequence[int]) -> str:
+    """Depths, as a sentence names them."""
+    return ", ".join(map(str, depths)) or "none"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from repro import claims
+from repro import accuracy, claims, verdicts
 from repro.claims import Finding
 from repro.experiments import SERIES
 from repro.spec import PAPER_DEPTHS
@@ -59,7 +59,7 @@ def made(
 
 
 def decide(id: str, runs: Runs, cost: dict[int, float] | None = None) -> Finding:
-    return claims.decide(runs, [CLAIMS[id]], cost or {})[0]
+    return verdicts.decide(runs, [CLAIMS[id]], cost or {})[0]
 
 
 def flat(value: float) -> Callable[[int], float]:
@@ -86,10 +86,12 @@ def test_bands_are_as_wide_as_all_depths_that_were_run_need() -> None:
     spread = pooled(runs.finished["accuracy"], runs.finished["depth"])
     assert list(found.index) == [1, 3]
     for depth in (1, 3):
-        row = known.loc[depth]
+        averaged = float(known["runs_averaged"][depth])
         quantile = stats.t.ppf(1 - 0.05 / 6, 4)
-        wide = quantile * spread.s * math.sqrt(1 / 3 + 1 / row["runs_averaged"])
-        assert found.loc[depth, "half"] == pytest.approx(wide + row["reading_error_percent"])
+        wide = quantile * spread.s * math.sqrt(1 / 3 + 1 / averaged)
+        assert found.loc[depth, "half"] == pytest.approx(
+            wide + known["reading_error_percent"][depth]
+        )
 
 
 def test_the_ranking_is_counted_depth_by_depth() -> None:
@@ -128,7 +130,7 @@ def test_the_table_is_sound() -> None:
     for claim in CLAIMS.values():
         for name in ("above", "below", "series", "one", "other"):
             assert claim.options.get(name, "enorm") in SERIES, claim.id
-    other = claims.decide(made({"enorm-jacobi": flat(50)}), list(CLAIMS.values()), {})
+    other = verdicts.decide(made({"enorm-jacobi": flat(50)}), list(CLAIMS.values()), {})
     assert {finding.verdict for finding in other} == {"not run"}
 
 
@@ -180,7 +182,7 @@ def test_an_exception_to_always_says_how_many_seeds_would_show_it() -> None:
     assert found.verdict == "inconclusive"
     said = re.search(r"seeds that would show the exceptions: (\d+) at depth 1$", found.note)
     assert said, found.note
-    estimate = claims.contrast(runs, "enorm+bn", "bn")
+    estimate = accuracy.contrast(runs, "enorm+bn", "bn")
     assert estimate is not None
     mean, n = estimate.by_depth[1]
     needed = int(said[1])
@@ -211,7 +213,7 @@ def test_holm_counts_the_claims_that_are_decided_together() -> None:
     runs = made(levels, noise=0.3)
     alone = decide("bn-above-baseline", runs)
     chosen = [claim for claim in CLAIMS.values() if claim.test in ("contrast", "contrasts", "best")]
-    together = {one.claim.id: one for one in claims.decide(runs, chosen, {})}["bn-above-baseline"]
+    together = {one.claim.id: one for one in verdicts.decide(runs, chosen, {})}["bn-above-baseline"]
 
     def p(finding: Finding) -> float:
         return float(finding.note.split("p = ")[1].split(" ")[0])
@@ -433,7 +435,7 @@ def test_seeds_that_settle_are_more_than_there_are() -> None:
     for number in range(20):
         levels = {"enorm": flat(50.0 + number / 15), "baseline": flat(50), "bn": flat(50)}
         runs = made({**levels, "enorm+bn": flat(50)}, noise=1.0)
-        for finding in claims.decide(runs, claims.load(), {}):
+        for finding in verdicts.decide(runs, claims.load(), {}):
             found = re.search(r"(\d+) seeds would settle", finding.note)
             if found and finding.claim.test == "contrast":
                 assert int(found[1]) > 3, finding
@@ -454,7 +456,7 @@ def test_every_claim_says_what_it_rests_on() -> None:
     levels = dict.fromkeys(SERIES, flat(50))
     lost = {"enorm-bias": DEEP, "enorm": (15,)}
     everything = made(levels, lost=lambda s, depth, seed: depth in lost.get(s, ()))
-    for finding in claims.decide(everything, list(CLAIMS.values()), {1: 20.0}):
+    for finding in verdicts.decide(everything, list(CLAIMS.values()), {1: 20.0}):
         if finding.claim.test == "none":
             assert finding.verdict == "not run"
             continue
