@@ -275,19 +275,21 @@ class ENorm:
         return self._hook
 
     def _check_alone(self) -> None:
-        own = {id(tensor): name for name, _, _, tensor, _ in self._holders}
         for optimizer in self._followers.optimizers:
             for hook in optimizer._optimizer_step_post_hooks.values():
                 other = getattr(hook, "__self__", None)
-                if not isinstance(other, ENorm):
-                    continue
-                for _, _, _, tensor, _ in other._holders:
-                    if id(tensor) in own:
-                        raise RuntimeError(
-                            f"parameter {own[id(tensor)]!r} is rescaled by another ENorm attached "
-                            "to this optimizer: call remove() on what its attach() returned, or "
-                            "build the optimizer anew"
-                        )
+                theirs = other._rescaled() if isinstance(other, ENorm) else {}
+                shared = [name for one, name in self._rescaled().items() if one in theirs]
+                if shared:
+                    raise RuntimeError(
+                        f"parameter {shared[0]!r} is rescaled by another ENorm attached to this "
+                        "optimizer: call remove() on what its attach() returned, or build the "
+                        "optimizer anew"
+                    )
+
+    def _rescaled(self) -> dict[int, str]:
+        """Names of the parameters by identity."""
+        return {id(tensor): name for name, _, _, tensor, _ in self._holders}
 
     def _after_step(self, *_: Any) -> None:
         self.step()

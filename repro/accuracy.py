@@ -97,21 +97,19 @@ def _dip(claim: Claim, runs: Runs) -> Estimate | None:
     if len(seeds) < 1 + len(claim.options["before"]):
         return None
     part = part[part["seed"].isin(set.intersection(*seeds))]
-    there = part[part["depth"] == depth]["accuracy"]
-    before = part[part["depth"] != depth]
-    if there.empty or before.empty:
+    if part.empty:
         return None
-    means = before.groupby("depth")["accuracy"].agg(["mean", "count"])
+    cells = part.groupby("depth")["accuracy"].agg(["mean", "count"])
+    there, before = cells.loc[depth], cells.drop(depth)
     spread = pooled(own["accuracy"], own["depth"])
-    share = 1 / len(there) + float((1 / means["count"]).sum()) / len(means) ** 2
-    mean = float(means["mean"].mean() - there.mean())
+    share = 1 / there["count"] + float((1 / before["count"]).sum()) / len(before) ** 2
     return Estimate(
-        mean,
+        float(before["mean"].mean() - there["mean"]),
         spread.s * math.sqrt(share),
         spread,
-        dict.fromkeys([*claim.options["before"], depth], (mean, len(there))),
-        share=1 + 1 / len(means),
-        cells=1 + len(means),
+        {int(each): (float(mean), int(n)) for each, mean, n in cells.itertuples()},
+        share=1 + 1 / len(before),
+        cells=len(cells),
     )
 
 
@@ -192,11 +190,11 @@ def _exceptions(one: Comparison) -> str:
                 needed[depth] = max(needed.get(depth, n + 1), seeds)
     if not needed:
         return "more seeds are needed"
-    listed = ", ".join(
+    counts = ", ".join(
         f"{n} at depth {depth}" if n <= MOST_SEEDS else f"more than {MOST_SEEDS} at depth {depth}"
         for depth, n in sorted(needed.items())
     )
-    return f"seeds that would show the exceptions: {listed}"
+    return f"seeds that would show the exceptions: {counts}"
 
 
 def _seeds_that_show(mean: float, n: int, spread: Spread) -> float:
@@ -260,7 +258,7 @@ def beside_published(claim: Claim, runs: Runs) -> Finding:
     outside = points[(points["mean"] - points["published"]).abs() > points["half"]]
     note = f"{len(outside)} of {len(points)} points outside the band of a published curve"
     if len(outside):
-        note += f" (depth {listed(list(outside.index))})"
+        note += f" ({_at(list(outside.index))})"
     return replace(finding, note=f"{finding.note}; {note}" if len(points) else finding.note)
 
 
@@ -332,6 +330,8 @@ def _size(estimate: Estimate) -> str:
 def _which(estimate: Estimate) -> str:
     """At which depths, where they are not all of the report's."""
     depths = sorted(estimate.by_depth)
-    if len(depths) == _DEPTHS:
-        return ""
-    return f", at depth{'s' * (len(depths) > 1)} {listed(depths)}"
+    return f", at {_at(depths)}" if len(depths) < _DEPTHS else ""
+
+
+def _at(depths: Sequence[int]) -> str:
+    return f"depth{'s' * (len(depths) > 1)} {listed(depths)}"

@@ -61,14 +61,15 @@ def occasional(claim: Claim, runs: Runs) -> Finding:
     own = own[own["depth"].isin(claim.options["depths"])]
     if own.empty:
         return Finding(claim, "not run")
-    diverged = int((own["outcome"] == "diverged").sum())
+    counts = _lost(own)
+    diverged = int(counts["sum"].sum())
     verdict: Verdict = "inconclusive"
     if 0 < diverged < len(own):
         verdict = "reproduced"
     elif diverged >= _AGREEING_SEEDS or (not diverged and len(own) >= _RUNS_WITHOUT):
         # Always, or never.
         verdict = "not reproduced"
-    note = f"diverged, by depth: {_by_depth(_lost(own))}"
+    note = f"diverged, by depth: {_by_depth(counts)}"
     if verdict == "inconclusive" and not diverged:
         note += f"; {_RUNS_WITHOUT} without one would refute it"
     return Finding(claim, verdict, n=f"{len(own)} runs", note=note)

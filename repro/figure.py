@@ -106,8 +106,8 @@ def _unchanged(series: Series) -> str:
 def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Series) -> None:
     color = _COLORS[series.method]
     rows = runs.finished[runs.finished["series"] == series.id]
+    plain = _unchanged(series)
     if runs.comparable and experiment.figure is not None:
-        plain = _unchanged(series)
         known = published(experiment.figure, plain).dropna(subset="test_accuracy_percent")
         panel.plot(known["test_accuracy_percent"], "--", color=color, lw=1, alpha=0.6, zorder=2)
         around = bands(rows, known)
@@ -129,9 +129,9 @@ def _accuracy_panel(panel: Axes, experiment: Experiment, runs: Runs, series: Ser
     for depth, count in lost.groupby("depth")["seed"].count().items():
         there = every[(every["series"] == series.id) & (every["depth"] == depth)]
         text = f"{count}/{len(there)} diverged"
-        before = every[(every["series"] == _unchanged(series)) & (every["depth"] == depth)]
+        before = every[(every["series"] == plain) & (every["depth"] == depth)]
         chosen = set(before["seed"][before["outcome"] == "diverged"])
-        if _unchanged(series) != series.id and set(there["seed"]) <= chosen:
+        if plain != series.id and set(there["seed"]) <= chosen:
             # Seeds that were run for that reason say nothing of how often it happens.
             text = f"{count} of the {len(there)} that diverge unchanged"
         panel.annotate(

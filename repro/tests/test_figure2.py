@@ -139,6 +139,21 @@ def test_curves_are_those_of_whole_runs() -> None:
         assert 0 < len(panel.lines) <= len(own)
 
 
+def test_seeds_that_were_chosen_are_no_rate() -> None:
+    """C = 1 was run where ENorm diverges; ENorm itself, and Baseline, at all of 150."""
+    evidence = Path(__file__).parents[1] / "evidence" / "records"
+    found = table.runs([one for one in records.read_all(evidence) if one.spec.depth == 15])
+    said = {
+        (experiment.name, panel.get_title()): [text.get_text() for text in panel.texts]
+        for experiment in (FIGURE2, CONSIDERATIONS)
+        for panel in figure.accuracy_figure(experiment, found, "").axes
+    }
+    c1 = said["considerations", "ENorm without biases, c = 1"]
+    assert c1 == ["5 of the 7 that diverge unchanged"]
+    assert said["figure2", "ENorm"] == ["7/150 diverged"]
+    assert said["figure2", "Baseline"] == ["1/150 diverged"]
+
+
 def test_what_was_run_in_a_few_words() -> None:
     """Seeds as ranges; of runs of other lengths the longest, and how many others."""
     one = SERIES["bn"].spec(9, 4, 60, 50_000)
