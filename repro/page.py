@@ -35,6 +35,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the table of verdicts.
+
+    Attributes:
+        name: its heading.
+        findings: sorted by verdict.
+        verdicts: how many there are of each.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    verdicts: Mapping[claims.Verdict, int]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a folder's records say.
 
@@ -173,7 +188,7 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
         labels[record.key] = record.spec.method if series is None else series.id
     return environment.get_template("report.html").render(
         report=report,
-        parts=_parts(report.findings),
+        parts=parts(report.findings),
         pictures=pictures,
         series={id: series.label for id, series in SERIES.items()},
         labels=labels,
@@ -182,17 +197,17 @@ def _render(report: Report, pictures: Mapping[str, Mapping[str, str]], command: 
     )
 
 
-def _parts(findings: Sequence[Finding]) -> list[dict[str, object]]:
-    """The report's claims, and what goes beyond them; each with its verdicts in order."""
+def parts(findings: Sequence[Finding]) -> list[Part]:
+    """The report's claims, and what goes beyond them; a part without findings is left out."""
     kinds = get_args(claims.Verdict)
-    parts: list[dict[str, object]] = []
+    found = []
     for name, beyond in (("The report's claims", False), ("Questions beyond them", True)):
         own = [finding for finding in findings if finding.claim.beyond is beyond]
         own.sort(key=lambda finding: kinds.index(finding.verdict))
-        found = [finding.verdict for finding in own]
-        counts = {kind: found.count(kind) for kind in kinds}
-        parts.append({"name": name, "findings": own, "verdicts": counts})
-    return [part for part in parts if part["findings"]]
+        counts = Counter(finding.verdict for finding in own)
+        if own:
+            found.append(Part(name, tuple(own), {kind: counts[kind] for kind in kinds}))
+    return found
 
 
 def _inline(text: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from repro import figure, figure2, figure3, page, records, report, table
-from repro.experiments import CONSIDERATIONS, FIGURE2, SERIES, series_of
+from repro.experiments import CONSIDERATIONS, FIGURE2, FIGURE3, SERIES, series_of
 from repro.spec import METHODS, PRESETS, Preset, learning_rates
 from repro.train import RunResult
 
@@ -145,13 +145,35 @@ def test_seeds_that_were_chosen_are_no_rate() -> None:
     found = table.runs([one for one in records.read_all(evidence) if one.spec.depth == 15])
     said = {
         (experiment.name, panel.get_title()): [text.get_text() for text in panel.texts]
-        for experiment in (FIGURE2, CONSIDERATIONS)
+        for experiment in (FIGURE2, FIGURE3, CONSIDERATIONS)
         for panel in figure.accuracy_figure(experiment, found, "").axes
     }
     c1 = said["considerations", "ENorm without biases, c = 1"]
     assert c1 == ["5 of the 7 that diverge unchanged"]
     assert said["figure2", "ENorm"] == ["7/150 diverged"]
     assert said["figure2", "Baseline"] == ["1/150 diverged"]
+    assert said["figure3", "ENorm"] == ["3/3 diverged"]
+
+
+def test_every_curve_has_a_look_of_its_own() -> None:
+    evidence = Path(__file__).parents[1] / "evidence" / "records"
+    made = list(records.read_all(evidence))
+    (legend,) = figure.curves_figure(CONSIDERATIONS, made, "").legends
+    looks = [(one.get_linestyle(), one.get_color(), one.get_marker()) for one in legend.get_lines()]
+    assert len(looks) > 10
+    assert len(set(looks)) == len(looks)
+
+
+def test_the_page_counts_our_own_questions_apart() -> None:
+    report = page.read(Path(__file__).parents[1] / "evidence")
+    theirs, ours = page.parts(report.findings)
+    assert {finding.claim.beyond for finding in ours.findings} == {True}
+    assert not any(finding.claim.beyond for finding in theirs.findings)
+    together = [finding.claim.id for part in (theirs, ours) for finding in part.findings]
+    assert sorted(together) == sorted(finding.claim.id for finding in report.findings)
+    assert ours.verdicts["not reproduced"] == sum(
+        finding.verdict == "not reproduced" for finding in ours.findings
+    )
 
 
 def test_what_was_run_in_a_few_words() -> None:
@@ -226,6 +248,9 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
         ["--methods", "gn"],
         ["--preset", "huge"],
         ["--threads", str(2**40)],
+        ["--seeds", str(10**23)],
+        ["--data", ""],
+        ["--out", ""],
     ):
         with pytest.raises(SystemExit) as stopped:
             figure2.main(arguments)
@@ -234,6 +259,9 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be at least 1" in error
     assert "must be at least 0" in error
     assert "must be at most 4096" in error
+    assert "must be at most 1000000" in error
+    assert "argument --data: is empty" in error
+    assert "argument --out: is empty" in error
     with pytest.raises(SystemExit):
         figure3.main(["--methods", "bn"])
     assert "invalid choice: 'bn'" in capsys.readouterr().err
