@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import enorm
 
 SAMPLES, BATCH = 24, 4
+OptimizerOf = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Samples(Dataset[Any]):
@@ -41,10 +43,15 @@ def network() -> nn.Sequential:
     )
 
 
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that most of them use."""
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
 def by_hand(epochs: int, **options: Any) -> nn.Sequential:
     """What the trainers have to arrive at: Adam, with ENorm behind each step."""
     model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = adam(model.parameters())
     enorm.ENorm(model, optimizer, **options).attach()
     for _ in range(epochs):
         for x, y in DataLoader(Samples(named=False), BATCH):
@@ -61,6 +68,26 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 
 
 OPTIONS = {"c": 1.1, "every": 4}
+
+
+def task(pl: Any, net: nn.Module, optimizer: OptimizerOf = adam) -> Any:
+    """A Lightning module whose network is ``net``."""
+
+    class Task(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x)
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return optimizer(self.parameters())
+
+    return Task()
 
 
 def quiet(pl: Any, callback: Any, epochs: int) -> Any:
@@ -83,34 +110,20 @@ def test_lightning(tmp_path: Path) -> None:
     pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
     from enorm.lightning import ENormCallback
 
-    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, x: Tensor) -> Any:
-            return self.net(x)
-
-        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), lr=0.01)
-
     def fit(epochs: int, module: str, checkpoint: Path | None = None) -> tuple[Any, Any, Any]:
-        task, callback = Task(), ENormCallback(module, **OPTIONS)
+        net, callback = network(), ENormCallback(module, **OPTIONS)
         trainer = quiet(pl, callback, epochs)
-        trainer.fit(task, DataLoader(Samples(named=False), BATCH), ckpt_path=checkpoint)
-        return task, callback, trainer
+        trainer.fit(task(pl, net), DataLoader(Samples(named=False), BATCH), ckpt_path=checkpoint)
+        return net, callback, trainer
 
     expected = by_hand(2, **OPTIONS)
-    task, callback, _ = fit(2, "")
-    assert_same(task.net, expected)
+    net, callback, _ = fit(2, "")
+    assert_same(net, expected)
     assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
-    task, _, trainer = fit(1, "net")
+    _, _, trainer = fit(1, "net")
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    task, callback, _ = fit(2, "net", tmp_path / "one.ckpt")
-    assert_same(task.net, expected)
+    net, callback, _ = fit(2, "net", tmp_path / "one.ckpt")
+    assert_same(net, expected)
     assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
 
 
@@ -120,25 +133,17 @@ def test_lightning_with_biases_and_a_second_model() -> None:
     pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
     from enorm.lightning import ENormCallback
 
-    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return F.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-
     options: dict[str, Any] = {"c": 1.3, "precondition_bias": True}
     callback = ENormCallback("net", **options)
 
+    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
     def fit(net: nn.Module) -> None:
-        quiet(pl, callback, 1).fit(Task(net), DataLoader(Samples(named=False), BATCH))
+        quiet(pl, callback, 1).fit(task(pl, net, sgd), DataLoader(Samples(named=False), BATCH))
 
     expected = network()
-    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9)
+    optimizer = sgd(expected.parameters())
     stepper = enorm.ENorm(expected, optimizer, **options)
     stepper.attach()
     for x, y in DataLoader(Samples(named=False), BATCH):
@@ -169,21 +174,10 @@ def test_lightning_with_averages() -> None:
 
     from enorm.lightning import ENormCallback
 
-    class Task(pl.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return F.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05)
-
     trainer = quiet(pl, ENormCallback("net"), 1)
     trainer.callbacks.append(StochasticWeightAveraging(swa_lrs=0.01))
     with pytest.raises(ValueError, match=r"StochasticWeightAveraging averages weights of differ"):
-        trainer.fit(Task(), DataLoader(Samples(named=False), BATCH))
+        trainer.fit(task(pl, network()), DataLoader(Samples(named=False), BATCH))
 
 
 def test_lightning_with_two_optimizers() -> None:
