@@ -30,7 +30,10 @@ Precision = Literal["float32", "float64", "log"]
 
 
 class Workspace:
-    """Memory that one weight's masses leave for the next: fresh pages cost more than the sums."""
+    """Memory that one weight's masses leave for the next: fresh pages cost more than the sums.
+
+    On a GPU all of it is kept, also for a graph that a step was captured in.
+    """
 
     def __init__(self) -> None:
         self._free: dict[torch.dtype, list[Tensor]] = {}
@@ -38,11 +41,12 @@ class Workspace:
     def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised vector of at least ``size`` entries; the caller takes what it needs."""
         free = self._free.setdefault(dtype, [])
-        for place, buffer in enumerate(free):
-            if len(buffer) >= size:
-                return free.pop(place)
-        # Too small for this weight, and so for the next of its size.
-        if free:
+        large_enough = [place for place, buffer in enumerate(free) if len(buffer) >= size]
+        if large_enough:
+            return free.pop(min(large_enough, key=lambda place: len(free[place])))
+        # Too small for this weight, and so for the next of its size. But a captured CUDA graph goes
+        # on using what it was captured with.
+        if free and device.type == "cpu":
             free.pop()
         # What is made in inference mode could not be written outside of it.
         with torch.inference_mode(False):

@@ -280,6 +280,12 @@ class Scales:
         """``log2 d`` per group that a cycle has moved, shape ``(size,)`` float64."""
         return [z for z in self.z if z is not None]
 
+    def release(self) -> None:
+        """Leave the workspace its memory; only :meth:`scales` may be asked after."""
+        for masses in self._masses.values():
+            masses.release()
+        self._masses.clear()
+
     def residual(self) -> float:
         """The largest ``|log d|`` that one more cyclic pass would apply; synchronises."""
         kept = list(self.z)

@@ -371,7 +371,9 @@ class ENorm:
                 workspace=self._workspace,
             )
             bad = [scales.cycle(order=self._order, first=first)[1] for _ in range(self._cycles)]
-            if precision == ladder[-1] or not scales.lost_range():
+            done = precision == ladder[-1] or not scales.lost_range()
+            scales.release()
+            if done:
                 break
             self._precision = ladder[ladder.index(precision) + 1]
         self.nonfinite += torch.stack(bad).sum().to(torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,8 @@ def verify(
             statistics and dropout draws alike for both; the running statistics stay as they are.
             The default is eval mode.
 
+    Both are run in full float32, without TF32, whatever ``torch.backends`` says.
+
     Raises:
         TypeError: a model is no module, or the inputs are no tensors.
         ValueError: the outputs differ in shape or structure, or hold no tensor.
@@ -177,13 +180,37 @@ def _output(
     if training:
         # A forward pass in train mode moves running statistics.
         model = copy.deepcopy(model)
-    with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training):
+    with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training), _full_float32():
         torch.manual_seed(0)
         with watched(model, plan) as units:
             # The forward code may write into what it is given.
             leaves, form = tree_flatten(model(*(one.clone() for one in arguments)))
     tensors = [one for one in leaves if isinstance(one, Tensor)]
     return [_real(one).double() for one in tensors], form, units
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """No products in TF32, which convolutions on a GPU take by default, or in bfloat16.
+
+    No bound here reckons with as few bits.
+    """
+    backends: Any = torch.backends
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
+    switches: list[tuple[Any, str, object]]
+    if hasattr(cudnn, "conv"):
+        operations = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
+        switches = [(one, "fp32_precision", "ieee") for one in operations]
+    else:  # before torch 2.9
+        switches = [(one, "allow_tf32", False) for one in (cuda.matmul, cudnn)]
+    were = [getattr(one, name) for one, name, _ in switches]
+    try:
+        for one, name, off in switches:
+            setattr(one, name, off)
+        yield
+    finally:
+        for (one, name, _), was in zip(switches, were, strict=True):
+            setattr(one, name, was)
 
 
 def _real(output: Tensor) -> Tensor:

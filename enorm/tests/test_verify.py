@@ -244,6 +244,43 @@ def test_complex_outputs() -> None:
     assert not enorm.verify(model, after, x).ok
 
 
+def _switches() -> list[str]:
+    """Float32 precision of convolutions and products, on a GPU and on a CPU."""
+    backends: Any = torch.backends
+    operations = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul
+    return [one.fp32_precision for one in operations]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch is older than 2.9")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_are_in_full_float32(precision: str) -> None:
+    """Where the user wants fewer bits, only meanwhile, and also where the network fails."""
+
+    class Seen(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(_switches())
+            return super().forward(x)
+
+    seen: list[list[str]] = []
+    model = nn.Sequential(Seen(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        own = _switches()
+        # Convolutions on a GPU may use TF32 by default.
+        assert own[1] == "tf32"
+        assert enorm.verify(model, copy.deepcopy(model), torch.ones(4, 3)).ok
+        assert _switches() == own
+        with pytest.raises(RuntimeError, match="shapes"):
+            enorm.verify(model, model, torch.ones(4, 5))
+        assert _switches() == own
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert ["ieee"] * 3 in seen
+
+
 def test_what_cannot_be_compared() -> None:
     model, x = Coded(lambda m, x: None), torch.randn(7, 5)
     with pytest.raises(ValueError, match="return no numbers to compare"):
