@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from asv_benchmarks.suite.common import Call, interleaved
 from repro.data import Tensors
+from repro.engine import Step
 from repro.spec import METHODS, Method, RunSpec
 from repro.train import begin
 
@@ -16,7 +18,10 @@ _IMAGES = 20_000
 
 
 def products(depth: int, batch: int, device: str) -> Call:
-    """The products of forward and backward, and nothing else: three per layer, two in the first."""
+    """The products of forward and backward, and nothing else: three per layer, two in the first.
+
+    On a GPU as one graph, as the training step is.
+    """
     sizes = [3072, *[500] * (depth + 1), 10]
     # Small, so that what is written over and over neither grows nor leaves the normal numbers.
     weights = [
@@ -27,13 +32,19 @@ def products(depth: int, batch: int, device: str) -> Call:
     errors = [torch.randn(batch, size, device=device) for size in sizes]
     gradients = [torch.empty_like(weight) for weight in weights]
 
-    def call() -> None:
+    def run(_: Tensor) -> Tensor:
         for k, weight in enumerate(weights):
             torch.mm(activations[k], weight.T, out=activations[k + 1])
         for k in reversed(range(len(weights))):
             torch.mm(errors[k + 1].T, activations[k], out=gradients[k])
             if k:
                 torch.mm(errors[k + 1], weights[k], out=errors[k])
+        return activations[-1]
+
+    step, images = Step(run, torch.device(device)), torch.arange(batch, device=device)
+
+    def call() -> None:
+        step(images)
 
     return call
 

@@ -2,7 +2,7 @@
 
 Every time is a multiple of the floor, one pass that reads the weights and one that reads and writes
 them. ``--authors`` and ``--notebook`` measure the other two implementations from checkouts.
-``--out`` writes the page ``cost.md``.
+``--out`` writes the page ``cost.md``, or ``cost-cuda.md`` for a GPU.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ torchvision's.
 
 {table}
 
-A cycle works on the weights themselves: it reads a weight for its column sums, divides its columns,
-reads its row sums and multiplies its rows while it is in the caches, and looks at the sums of each
-group before it writes. `compile=True` makes one graph of it and writes each weight once.
+{how} `compile=True` makes one graph of it and writes each weight once.
 `ENorm(..., every=k)` divides the cost by k. How many cycles the minimum takes, and how few with
 over-relaxation or Newton steps: [convergence.md](convergence.md).
 
@@ -72,6 +70,17 @@ multiple of the matrix products in it alone:
 
 `asv run` records the same costs over the history, per commit and machine.
 """
+
+PAGES = {"cpu": "cost.md", "cuda": "cost-cuda.md"}
+HOW = {
+    "cpu": """\
+A cycle works on the weights themselves: it reads a weight for its column sums, divides its columns,
+reads its row sums and multiplies its rows while it is in the caches, and looks at the sums of each
+group before it writes.""",
+    "cuda": """\
+A cycle sums powers of the weights in float64, finds the scales of all groups from these sums alone,
+and then writes each weight; nothing in it waits for the device.""",
+}
 
 
 def measure(
@@ -150,7 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--notebook", type=Path, metavar="CHECKOUT", help="of jeromepl/enorm-reproducibility"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write cost.md there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the page there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
     for name in ("rounds", "passes"):
@@ -199,11 +208,12 @@ def main() -> None:
         rounds=options.rounds,
         passes=options.passes,
         table="\n".join(lines),
+        how=HOW[options.device],
         steps=steps.table([1, 9, 19], options.device, options.rounds),
     )
     print(page)
     if options.out is not None:
-        (options.out / "cost.md").write_text(page)
+        (options.out / PAGES[options.device]).write_text(page)
     if options.json is not None:
         percent = {depth: statistics.median(values) for depth, values in shares.items()}
         content = {"torch": torch.__version__, "where": where, "bn_percent_of_step": percent}

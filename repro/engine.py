@@ -8,7 +8,9 @@ CPU costs as much as the products of a wide layer, and which lets a GPU replay a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -224,16 +226,21 @@ class Step:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        self._function = function
-        self._is_gpu = device.type == "cuda"
+        self.function = function
+        self._device = device
         self._calls: dict[int, int] = {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._stream = torch.cuda.Stream(device) if self._is_gpu else None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: Tensor) -> Tensor:
         """The losses of one step; with a graph, they stand until the next."""
-        if not self._is_gpu:
-            return self._function(batch)
+        if self._device.type != "cuda":
+            return self.function(batch)
+        # Capturing waits for the current device, which may be another one.
+        with torch.cuda.device(self._device):
+            return self._on_gpu(batch)
+
+    def _on_gpu(self, batch: Tensor) -> Tensor:
         size = batch.shape[-1]
         if size not in self._graphs and self._calls.get(size, 0) < _DIRECT_CALLS:
             self._calls[size] = self._calls.get(size, 0) + 1
@@ -241,8 +248,8 @@ class Step:
         if size not in self._graphs:
             indices = batch.clone()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                losses = self._function(indices)
+            with _without_collection(), torch.cuda.graph(graph, stream=self._stream):
+                losses = self.function(indices)
             self._graphs[size] = graph, indices, losses
         graph, indices, losses = self._graphs[size]
         indices.copy_(batch)
@@ -250,9 +257,23 @@ class Step:
         return losses
 
     def _direct(self, batch: Tensor) -> Tensor:
-        assert self._stream is not None
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            losses = self._function(batch)
+            losses = self.function(batch)
         torch.cuda.current_stream().wait_stream(self._stream)
         return losses
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """A graph of a former run that is destroyed now would spoil the one that is being captured."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 
 import enorm
 from repro.data import Tensors
@@ -66,8 +67,10 @@ class RunResult:
             or those of the epoch best on the images held back. None for a diverged run.
         diverged_at: (epoch, step) of the first non-finite loss, both from 0; None otherwise.
         nonfinite_units: hidden units that ENorm left alone because of a non-finite norm, until
-            the run was stopped.
-        scales: how far ENorm went, at steps 1, 2, 4 … of the first epoch and after every tenth.
+            the run was stopped: a CPU stops at the loss that was not finite, unless a run beside
+            it goes on, a GPU at the end of that epoch.
+        scales: how far ENorm went, at steps 1, 2, 4 … of the first epoch and after every tenth,
+            up to the step of a loss that was not finite.
     """
 
     outcome: Literal["finite", "diverged"]
@@ -200,6 +203,7 @@ class _Run:
         self.model = build(spec).to(device)
         self.order = generator(spec, "order")
         self.curve: list[Epoch] = []
+        self.steps_per_epoch = len(_starts(spec, spec.train_images - spec.held_back))
         self.diverged_at: tuple[int, int] | None = None
         self.rescaling: _Rescaling | None = None
         self.rate = spec.learning_rate
@@ -210,7 +214,7 @@ class _Run:
         device = next(self.model.parameters()).device
         # A graph holds on to a tensor, where a number would be frozen into it.
         rate = torch.tensor(self.rate, device=device) if device.type == "cuda" else self.rate
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             self.model.parameters(), lr=rate, weight_decay=self.spec.weight_decay, fused=True
         )
         if self.spec.uses_enorm:
@@ -239,7 +243,11 @@ class _Run:
     def result(self) -> RunResult:
         """What the run gave."""
         accuracy: float | None = None
-        if self.diverged_at is None:
+        last: float = math.inf
+        if self.diverged_at is not None:
+            epoch, step = self.diverged_at
+            last = epoch * self.steps_per_epoch + step + 1
+        else:
             self.count_nonfinite()
             best = max(
                 range(len(self.curve)), key=lambda e: self.curve[e].validation_accuracy or 0.0
@@ -251,14 +259,14 @@ class _Run:
             accuracy=accuracy,
             diverged_at=self.diverged_at,
             nonfinite_units=self._nonfinite,
-            scales=() if self.rescaling is None else self.rescaling.noted(),
+            scales=() if self.rescaling is None else self.rescaling.noted(last),
         )
 
 
 class _Rescaling:
     """ENorm between the steps of a run, and how far it has gone."""
 
-    def __init__(self, spec: RunSpec, model: nn.Sequential, optimizer: torch.optim.SGD) -> None:
+    def __init__(self, spec: RunSpec, model: nn.Sequential, optimizer: SGD) -> None:
         last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
         self.stepper = enorm.ENorm(
             model,
@@ -297,11 +305,12 @@ class _Rescaling:
         """Keep where the scales are now, without waiting for the device."""
         self._notes.append((self._steps, [log2_a.median() for log2_a in self._log2_a]))
 
-    def noted(self) -> tuple[ScalePoint, ...]:
-        """What was kept."""
+    def noted(self, last: float) -> tuple[ScalePoint, ...]:
+        """What was kept, up to step ``last``."""
         return tuple(
             ScalePoint(step, tuple(float(value) for value in medians))
             for step, medians in self._notes
+            if step <= last
         )
 
 

@@ -23,6 +23,8 @@ class Memory(OnDevice):
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         step = cycle(net, device)
         if device == "cuda":
+            # Libraries take memory of their own in the first step of a process.
+            cycle(net, device)()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             step()

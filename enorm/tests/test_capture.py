@@ -1,8 +1,4 @@
-"""What a CUDA graph asks of a step, on a device that computes nothing.
-
-Tensors of ``FakeTensorMode`` say that they are on a GPU; reading one on the host raises, as a graph
-that is being captured would.
-"""
+"""A step on a GPU waits for nothing, and may be captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,52 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchvision.models import resnet18
 
 import enorm
+from enorm.tests.capture import Watched
 
 # Fake tensors have addresses that mean nothing; optimizers look at them.
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-
-
-class Step(TorchDispatchMode):
-    """What operations use that was there before, and whether any of it is on the host.
-
-    Attributes:
-        used: memory from before, by identity.
-        host: operations on tensors of the host.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used: dict[int, StorageWeakRef] = {}
-        self.host: list[str] = []
-        self._made: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run it."""
-        found = func(*args, **(kwargs or {}))
-        for one in _tensors((args, kwargs)):
-            memory = StorageWeakRef(one.untyped_storage())
-            if memory.cdata not in self._made:
-                self.used.setdefault(memory.cdata, memory)
-        for one in _tensors(found):
-            if (identity := one.untyped_storage()._cdata) not in self.used:
-                self._made.add(identity)
-        if any(one.device.type == "cpu" for one in _tensors((args, kwargs, found))):
-            self.host.append(str(func))
-        return found
-
-
-def _tensors(of: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(of) if isinstance(one, Tensor)]
 
 
 def chain(widths: Sequence[int]) -> nn.Sequential:
@@ -99,8 +58,8 @@ def test_a_step_can_be_captured(
         optimizer.step()
         for _ in range(before):
             stepper.step()
-        with Step() as step:
+        with Watched() as watched:
             stepper.step()
-        assert step.host == []
-        assert len(step.used) > len(stepper.plan.groups)
-        assert [one for one in step.used.values() if one.expired()] == []
+        assert watched.host == []
+        assert len(watched.used) > len(stepper.plan.groups)
+        assert watched.freed() == []

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from enorm.tests.capture import Watched
 from repro.data import Images, Tensors, tensors
 from repro.engine import Stack, Step
 from repro.model import build
 from repro.spec import METHODS, RunSpec
-from repro.train import train, train_together
+from repro.train import begin, train, train_together
 
 BATCH = torch.arange(0, 512, 2)
+CPU = torch.device("cpu")
+# Fake tensors have addresses that mean nothing; optimizers look at them.
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 
 @pytest.fixture
 def prepared(images: Images) -> Tensors:
     """On the CPU."""
-    return tensors(images, 600, torch.device("cpu"))
+    return tensors(images, 600, CPU)
 
 
 @pytest.mark.parametrize("output", ["logits", "softmax"])
@@ -104,6 +111,84 @@ def test_a_run_that_diverges_leaves_the_others_alone(
 def test_runs_of_other_shapes_are_refused(spec: RunSpec, prepared: Tensors) -> None:
     with pytest.raises(ValueError, match="must be alike"):
         train_together([spec, replace(spec, depth=3)], prepared)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_scales_are_noted_up_to_the_step_that_diverges(
+    beside: bool, spec: RunSpec, images: Images
+) -> None:
+    """Also where steps go on after it, as on a GPU or for the sake of a run beside it."""
+    wild = replace(spec, learning_rate=1e20, bias=True, batch_size=40, epochs=1)
+    fine = replace(wild, learning_rate=1e-4, seed=1)
+    found = train_together([wild, fine] if beside else [wild], tensors(images, 600, CPU))[0]
+    assert found.diverged_at is not None
+    _, step = found.diverged_at
+    assert step < 7
+    assert [point.step for point in found.scales] == [n for n in (1, 2, 4) if n <= step + 1]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{method: {"method": method} for method in METHODS},
+    "bias": {"bias": True},
+    "preconditioned": {"bias": True, "precondition_bias": True},
+    "jacobi": {"order": "jacobi"},
+    "affine": {"method": "enorm+bn", "batchnorm": "affine"},
+}
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_step_can_be_captured(
+    settings: str, runs: int, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, backward, SGD and cycle: on the device only, in memory that stays."""
+
+    def sgd(parameters: Iterable[nn.Parameter], **_: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-3, foreach=False)
+
+    one = replace(spec, **SETTINGS[settings])
+    # Networks are drawn by a generator of the host and moved, autograd asks for the device, and
+    # fused SGD has no fake: all of which work in a capture, and do not here.
+    monkeypatch.setattr("repro.train.SGD", sgd)
+    monkeypatch.setattr(Stack, "_loss", lambda _, outputs, __: (outputs.mean((-2, -1)), outputs))
+    monkeypatch.setattr("repro.model.generator", lambda *_: None)
+    monkeypatch.setattr(nn.utils, "skip_init", lambda kind, *args, **named: kind(*args, **named))
+    monkeypatch.setattr(nn.Module, "to", lambda module, *_: module)
+    with FakeTensorMode(), torch.device("cuda"):
+        images, labels = torch.zeros(600, 3072), torch.zeros(600, dtype=torch.int64)
+        data = Tensors(images, labels, images, labels)
+        batch = torch.zeros((runs, 256) if runs > 1 else 256, dtype=torch.int64)
+        _, step = begin([replace(one, seed=seed) for seed in range(runs)], data)
+        for _ in range(2):
+            step.function(batch)
+        with Watched() as watched:
+            step.function(batch)
+    assert watched.host == []
+    assert watched.freed() == []
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_gpu_trains_as_a_cpu_does(
+    settings: str, runs: int, spec: RunSpec, images: Images
+) -> None:
+    """Direct steps, graphs of both sizes of batches, changing rates: all up to rounding."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: CUDA graphs are not exercised")
+    # Five batches and a smaller one, so that both are captured.
+    one = replace(spec, epochs=5, batch_size=110, **SETTINGS[settings])
+    specs = [replace(one, seed=seed) for seed in range(runs)]
+    ours = train_together(specs, tensors(images, 600, torch.device("cuda")))
+    theirs = train_together(specs, tensors(images, 600, CPU))
+    for here, there in zip(ours, theirs, strict=True):
+        assert (here.outcome, there.outcome) == ("finite", "finite")
+        for epoch, other in zip(here.curve, there.curve, strict=True):
+            # Thirty steps amplify single-precision rounding, about 1e-7, by far less than 10^4.
+            assert epoch.train_loss == pytest.approx(other.train_loss, rel=1e-3)
+            assert epoch.learning_rate == other.learning_rate
+        for point, scale in zip(here.scales, there.scales, strict=True):
+            assert point.step == scale.step
+            assert point.log2_a == pytest.approx(scale.log2_a, abs=1e-2)
 
 
 @pytest.mark.parametrize("method", METHODS)
