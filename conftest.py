@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,23 +15,27 @@ _COMMON = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile("dev", _COMMON, max_examples=20)
-settings.register_profile("ci", _COMMON, max_examples=60, derandomize=True)
+_CI = settings(_COMMON, max_examples=60, derandomize=True)
 # The same examples as ci, for planted bugs: that one fails is all there is to know.
-settings.register_profile(
-    "ci-unshrunk", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
-)
-# For thousands of small changes to the source: a few examples each, the same ones every time.
-settings.register_profile(
-    "mutation", settings.get_profile("ci-unshrunk"), max_examples=4, database=None
-)
-# Fresh examples in the number of ci, for showing that no seed fails.
-settings.register_profile("ci-seeded", _COMMON, max_examples=60, database=None)
-settings.register_profile("nightly", _COMMON, max_examples=2000)
-settings.register_profile(
-    "debug", _COMMON, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate]
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+_UNSHRUNK = settings(_CI, phases=[Phase.explicit, Phase.generate])
+PROFILES = {
+    "dev": settings(_COMMON, max_examples=20),
+    "ci": _CI,
+    "ci-unshrunk": _UNSHRUNK,
+    # For thousands of small changes to the source: a few examples each, the same ones every time.
+    "mutation": settings(_UNSHRUNK, max_examples=4, database=None),
+    # Fresh examples in the number of ci, for showing that no seed fails.
+    "ci-seeded": settings(_COMMON, max_examples=60, database=None),
+    "nightly": settings(_COMMON, max_examples=2000),
+    "debug": settings(
+        _COMMON, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    ),
+}
+for _name, _profile in PROFILES.items():
+    settings.register_profile(_name, _profile)
+_CHOSEN = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if "CI" in os.environ else "dev")
+if _CHOSEN in PROFILES:
+    settings.load_profile(_CHOSEN)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,13 +57,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Options win over the environment, which the suite reads while it is imported."""
+    profile = config.getoption("--hypothesis-profile", default=None) or _CHOSEN
+    if profile not in PROFILES:
+        raise pytest.UsageError(
+            f"no Hypothesis profile {profile!r}; there are {', '.join(PROFILES)}"
+        )
     for option in ("enorm_impl", "enorm_impl_path"):
         if (value := config.getoption(option)) is not None:
             os.environ[option.upper()] = value
     if config.getoption("enorm_impl") == "":
         raise pytest.UsageError("--enorm-impl is empty: give MODULE:ATTRIBUTE")
+    if (report := config.getoption("enorm_report")) is not None:
+        file = Path(report)
+        if not report or file.is_dir() or not file.parent.is_dir():
+            raise pytest.UsageError(f"--enorm-report={report} is no file in a folder that is there")
     # What cannot be tested is told before anything is collected.
     from properties.implementation import current
 

@@ -45,8 +45,8 @@ def cycle(
 
     For ``k = 1 … q − 1`` and every unit i: ``L = ‖W_k[i, :]‖_p`` (or ``|γ_k[i]|`` where a BatchNorm
     follows), ``R = ‖W_{k+1}[:, i]‖_p``, ``d = sqrt(R / (c L))``; the producer and its bias times d,
-    the columns divided by d. A unit with L = 0 or R = 0 keeps d = 1. ``"jacobi"`` takes L and R
-    from the weights as they were before the cycle.
+    the columns divided by d. A unit with L or R zero or not finite keeps d = 1. ``"jacobi"`` takes
+    L and R from the weights as they were before the cycle.
 
     Returns:
         The layers after the cycle and the scales d, one list per hidden layer.
@@ -64,11 +64,8 @@ def cycle(
             gamma = source[k].gamma
             left = norm(source[k].weight[i] if gamma is None else gamma[i : i + 1], p)
             right = norm(source[k + 1].weight[:, columns], p)
-            d = (
-                1.0
-                if left == 0 or right == 0
-                else math.sqrt(right) / math.sqrt(left) / math.sqrt(c)
-            )
+            is_alive = 0 < left < math.inf and 0 < right < math.inf
+            d = math.sqrt(right) / math.sqrt(left) / math.sqrt(c) if is_alive else 1.0
             if producer.gamma is None:
                 producer.weight[i] *= d
                 if producer.bias is not None:
@@ -100,11 +97,13 @@ def energy(layers: Sequence[ChainLayer], *, p: float = 2.0, c: float = 1.0) -> f
 
 
 def norm(values: Tensor, p: float) -> float:
-    """``(Σ |v|^p)^(1/p)``, the largest entry for p = ∞.
+    """``(Σ |v|^p)^(1/p)``, the largest entry for p = ∞; NaN where an entry is not finite.
 
     Scaled by the largest entry, so that nothing overflows or vanishes.
     """
     entries: list[float] = values.double().abs().flatten().tolist()
+    if not all(map(math.isfinite, entries)):
+        return math.nan
     top = max(entries, default=0.0)
     if top == 0 or p == math.inf:
         return top

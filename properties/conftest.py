@@ -90,7 +90,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The report, where one was asked for."""
-    if (target := session.config.getoption("enorm_report")) is not None:
+    target = session.config.getoption("enorm_report")
+    if target is not None and not session.config.option.collectonly:
         content = {
             "implementation": current().name,
             "version": current().version,

@@ -8,10 +8,12 @@ environment variable ``ENORM_IMPL``. The attribute is a function ``load(path)`` 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -87,10 +89,23 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Balanced:
-    """What an implementation's own solver tells."""
+    """What an implementation's own solver tells.
+
+    Attributes:
+        cycles: how many it took.
+        converged: whether one more would move no scale by more than ``tol``.
+        rewrites: how often it stored each weight; None if it did in every cycle. Each time may
+            round, and the bounds grow with it.
+    """
 
     cycles: int
     converged: bool
+    rewrites: int | None = None
+
+    @property
+    def stored(self) -> int:
+        """How often each weight was stored, once at least."""
+        return max(1, self.cycles if self.rewrites is None else self.rewrites)
 
 
 class Implementation:
@@ -166,22 +181,26 @@ def current() -> Implementation:
     try:
         load: Any = getattr(importlib.import_module(module), attribute)
         found: Implementation = load(Path(path) if path else None)
-    except Exception as error:  # whatever a module or a function of somebody else's may raise
+        fault = _fault(found)
+    except (Exception, SystemExit) as error:  # whatever somebody else's code may raise
         text = f"--enorm-impl={target} cannot be loaded: {type(error).__name__}: {error}"
         raise pytest.UsageError(text) from error
-    if (fault := _fault(found)) is not None:
+    if fault is not None:
         raise pytest.UsageError(f"--enorm-impl={target} gives no implementation: {fault}")
     return found
 
 
 def _fault(found: Any) -> str | None:
     """What is wrong with an implementation, as far as looking at it tells."""
+    if isinstance(found, type):
+        return f"load returned the class {found.__name__}, and not an instance of it"
     able = getattr(found, "capabilities", None)
     if not isinstance(able, Capabilities):
         return f"its capabilities are no Capabilities but {able!r}"
     for name in ("name", "version"):
-        if not isinstance(getattr(found, name, None), str):
-            return f"its {name} is no string"
+        text = getattr(found, name, None)
+        if not isinstance(text, str) or not text.strip() or "\n" in text:
+            return f"its {name} is no line of text but {text!r}"
     for field in fields(Capabilities):
         name, value = field.name, getattr(able, field.name)
         if isinstance(field.default, bool):
@@ -197,8 +216,13 @@ def _fault(found: Any) -> str | None:
             return f"capability {name} holds {unknown[0]!r}, which is none of {_KNOWN[name]}"
         if name in ("p", "orders", "dtypes") and not value:
             return f"capability {name} is empty"
-    if able.p is not None and not all(isinstance(p, (int, float)) and p > 0 for p in able.p):
-        return f"capability p must hold numbers above 0, got {able.p!r}"
+        if len(set(value)) < len(value):
+            return f"capability {name} holds something twice: {value!r}"
+    numbers = [p for p in able.p or () if isinstance(p, (int, float)) and not isinstance(p, bool)]
+    if able.p is not None and not (len(numbers) == len(able.p) and all(map(_positive, numbers))):
+        return f"capability p must hold finite numbers above 0, got {able.p!r}"
+    if not all(isinstance(solver, str) and solver for solver in able.solvers):
+        return f"capability solvers must hold names, got {able.solvers!r}"
     if able.power_of_two and not able.solvers:
         return "it declares power_of_two, and no solver to restrict"
     if able.precondition_bias and not able.biases:
@@ -208,7 +232,19 @@ def _fault(found: Any) -> str | None:
         own = getattr(found, method, None)
         if not callable(own) or getattr(own, "__func__", None) is getattr(Implementation, method):
             return f"it has no method {method}, which its capabilities need"
+        asked = signature(getattr(Implementation, method)).parameters.values()
+        named = [one.name for one in asked if one.kind is one.KEYWORD_ONLY]
+        # All but self and the named ones stand in their places.
+        places = [None] * (len(asked) - len(named) - 1)
+        try:
+            signature(own).bind(*places, **dict.fromkeys(named))
+        except TypeError as error:
+            return f"its method {method} cannot be called as it has to be: {error}"
     return None
+
+
+def _positive(p: float) -> bool:
+    return 0 < p < math.inf
 
 
 def requires(**needs: Any) -> pytest.MarkDecorator:

@@ -12,7 +12,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ def implementation_choice() -> str:
     return "".join(f"{name}={shlex.quote(value)} " for name, value in chosen.items())
 
 
-def replay(property_id: str, arguments: str) -> None:
-    """Run the property's function on these arguments.
+def prepared(property_id: str, arguments: str) -> Callable[[], None]:
+    """What runs the property's function on these arguments.
 
     Raises:
         ValueError: there is no such property.
+        SyntaxError, NameError, TypeError: the arguments are no Python, or no network.
     """
     file, _, name = property_id.partition("::")
     path = Path(__file__).with_name(file)
@@ -73,7 +75,8 @@ def replay(property_id: str, arguments: str) -> None:
     # Through Hypothesis, for a property may note events and make assumptions.
     once = settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate])
     drawn = {name: st.just(value) for name, value in values.items()}
-    once(given(**drawn)(function.hypothesis.inner_test))()
+    run: Callable[[], None] = once(given(**drawn)(function.hypothesis.inner_test))
+    return run
 
 
 def main(options: Sequence[str]) -> int:
@@ -82,11 +85,18 @@ def main(options: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        replay(*options)
+        example = prepared(*options)
+    except (ValueError, SyntaxError, NameError, TypeError, InvalidArgument) as error:
+        print(f"properties.replay: {error}", file=sys.stderr)
+        return 2
+    try:
+        example()
     except AssertionError as error:
-        print(error, file=sys.stderr)
+        # Outside of pytest a bare assert says nothing.
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        print(str(error) or f"{line.filename}:{line.lineno}: {line.line}", file=sys.stderr)
         return 1
-    except (ValueError, SyntaxError, NameError, InvalidArgument) as error:
+    except InvalidArgument as error:
         print(f"properties.replay: {error}", file=sys.stderr)
         return 2
     print("the property holds on this example")

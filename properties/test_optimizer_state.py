@@ -193,9 +193,13 @@ def degree(kind: str, name: str) -> int:
 def test_momentum_moves() -> None:
     """The equality above is not that of buffers that never changed."""
     affine = "affine" in current().capabilities.batchnorm
-    hidden = (Hidden(out=4, bias=BIAS, batchnorm=affine), Hidden(out=4, bias=BIAS))
-    net = Net(inputs=3, hidden=hidden, decades=1, seed=4)
+    # With a slope no gradient is zero.
+    unit = Hidden(out=4, slope=0.1, bias=BIAS)
+    net = Net(inputs=3, hidden=(replace(unit, batchnorm=affine), unit), decades=1, seed=4)
     model = net.build()
+    middle = next(one for one in model if isinstance(one, nn.Linear) and one.in_features == 4)
+    with torch.no_grad():
+        middle.weight[0, 0] = 0.0
     optimizer = optimizer_of("SGD", model)
     gradient_steps(model, optimizer, net, 1)
     before = {name: buffer.clone() for name, buffer in state(model, optimizer).items()}
@@ -207,6 +211,10 @@ def test_momentum_moves() -> None:
         fixed |= {"0.weight/momentum_buffer", "0.bias/momentum_buffer"}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(before) - fixed
+    # A weight of zero has momentum too, which goes by its row and its column as all others do.
+    name = f"{list(model).index(middle)}.weight/momentum_buffer"
+    factors = after[name] / before[name]
+    torch.testing.assert_close(factors[0, 0] * factors[1, 1], factors[0, 1] * factors[1, 0])
 
 
 ENDS: dict[str, tuple[dict[str, Any], str, int]] = {

@@ -92,7 +92,7 @@ class Ours(Implementation):
             max_cycles=max_cycles,
             power_of_two=power_of_two,
         )
-        return Balanced(result.cycles, result.converged)
+        return Balanced(result.cycles, result.converged, rewrites=1)
 
 
 def load(path: Path | None) -> Ours:

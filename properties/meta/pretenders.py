@@ -104,6 +104,28 @@ def _dropping_state_of_biases(
             state.clear()
 
 
+def _setting_batchnorm(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    for _, norm in weighted(model):
+        if norm is not None:
+            norm.momentum = 0.0
+
+
+def _spreading_infinity(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    with torch.no_grad():
+        for layer, _ in weighted(model):
+            odd = ~layer.weight.flatten(1).isfinite().all(1)
+            layer.weight[odd] *= 2
+
+
+def _stopping_zeros(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
+    step()
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        if "momentum_buffer" in state:
+            state["momentum_buffer"][parameter == 0] = 0.0
+
+
 in_eval_mode_only = _around("in eval mode only", _in_eval_mode_only)
 in_full_precision_only = _around("in full precision only", _in_full_precision_only)
 narrow_layers_only = _around("narrow layers only", _narrow_layers_only)
@@ -116,6 +138,9 @@ resetting_steps = _around("resetting steps", _resetting_steps, momentum=("Adam",
 dropping_state_of_biases = _around(
     "dropping state of biases", _dropping_state_of_biases, momentum=("Adam",)
 )
+setting_batchnorm = _around("setting BatchNorm", _setting_batchnorm)
+spreading_infinity = _around("spreading infinity", _spreading_infinity)
+stopping_zeros = _around("stopping zeros", _stopping_zeros, momentum=("SGD",))
 
 
 class _Leaving(Ours):
@@ -161,6 +186,50 @@ class _Boasting(Ours):
 def boasting(_: Path | None) -> Implementation:
     """Every solver says that it has converged."""
     return _Boasting()
+
+
+class _Miscounting(Ours):
+    name = "miscounting"
+
+    def balance(self, model: nn.Sequential, **options: Any) -> Balanced:
+        return replace(super().balance(model, **options), cycles=1)
+
+
+def miscounting(_: Path | None) -> Implementation:
+    """Every solver says that it took one cycle."""
+    return _Miscounting()
+
+
+class _Endless(Ours):
+    name = "endless"
+
+    def balance(self, model: nn.Sequential, *, max_cycles: int, **options: Any) -> Balanced:
+        super().balance(model, max_cycles=1, **options)
+        found = super().balance(model, max_cycles=max_cycles, **options)
+        return replace(found, rewrites=2)
+
+
+def endless(_: Path | None) -> Implementation:
+    """A cycle more than it was allowed."""
+    return _Endless()
+
+
+class _OftenStoring(Ours):
+    name = "often storing"
+
+    def balance(
+        self, model: nn.Sequential, *, tol: float, max_cycles: int, **options: Any
+    ) -> Balanced:
+        found = Balanced(0, False)
+        while not found.converged and found.cycles < max_cycles:
+            one = super().balance(model, tol=tol, max_cycles=1, **options)
+            found = Balanced(found.cycles + 1, one.converged)
+        return found
+
+
+def often_storing(_: Path | None) -> Implementation:
+    """Right, with a rounding of all weights in every cycle."""
+    return _OftenStoring()
 
 
 class _Strict(Ours):

@@ -20,6 +20,11 @@ FOUND_BY = {
     "leaving": "test_minimum.py::test_nothing_moves_at_the_minimum",
     "never_cycling": "test_precondition.py::test_all_else_is_as_with_plain_cycles",
     "boasting": "test_energy.py::test_stopping_early_never_raises_the_energy",
+    "miscounting": "test_energy.py::test_stopping_early_never_raises_the_energy",
+    "endless": "test_energy.py::test_stopping_early_never_raises_the_energy",
+    "setting_batchnorm": "test_edges.py::test_parameters_stay_themselves",
+    "spreading_infinity": "test_edges.py::test_units_without_a_finite_norm_are_left_alone",
+    "stopping_zeros": "test_optimizer_state.py::test_momentum_moves",
 }
 
 
@@ -28,6 +33,13 @@ def test_a_pretender_is_found_out(pretender: str) -> None:
     chosen = f"--enorm-impl=properties.meta.pretenders:{pretender}"
     done = run_suite(ROOT, chosen, f"properties/{FOUND_BY[pretender]}", profile="ci-unshrunk")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+
+
+def test_weights_may_be_stored_in_every_cycle() -> None:
+    chosen = "--enorm-impl=properties.meta.pretenders:often_storing"
+    name = "properties/test_function.py::test_balance_keeps_the_function"
+    done = run_suite(ROOT, chosen, name, profile="ci-unshrunk")
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("strict", ["strict_plain", "strict_images", "strict_half"])

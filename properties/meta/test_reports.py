@@ -51,6 +51,23 @@ text = declaring(momentum="SGD")
 typo = declaring(dtypes=("float64", "bfloat61"))
 empty = declaring(orders=())
 boasting = declaring(solvers=("sor",))
+infinite = declaring(p=(2.0, float("inf")))
+twice = declaring(orders=("cyclic", "cyclic"))
+unnamed = declaring(solvers=("",))
+
+class Odd(Plain):
+    def stepper(self, model, p):
+        pass
+
+class Raising(Plain):
+    @property
+    def capabilities(self):
+        raise ValueError("not yet")
+
+kind = lambda path: Plain
+odd = lambda path: Odd()
+raising = lambda path: Raising()
+leaving = lambda path: exit("by the way")
 """
 
 
@@ -118,6 +135,13 @@ def test_a_declared_capability_that_fails_is_a_failure(copied: Path) -> None:
         ("broken:typo", "capability dtypes holds 'bfloat61'"),
         ("broken:empty", "capability orders is empty"),
         ("broken:boasting", "it has no method balance"),
+        ("broken:infinite", "capability p must hold finite numbers above 0"),
+        ("broken:twice", "capability orders holds something twice"),
+        ("broken:unnamed", "capability solvers must hold names"),
+        ("broken:kind", "load returned the class Plain"),
+        ("broken:odd", "method stepper cannot be called as it has to be"),
+        ("broken:raising", "ValueError: not yet"),
+        ("broken:leaving", "SystemExit: by the way"),
     ],
 )
 def test_an_implementation_that_cannot_be_loaded_is_one_sentence(
@@ -131,12 +155,37 @@ def test_an_implementation_that_cannot_be_loaded_is_one_sentence(
 
 
 def test_another_implementation_is_not_asked_about_the_suite(copied: Path) -> None:
-    """Its run holds the properties alone."""
-    done = run_suite(
-        copied, "--enorm-impl=properties.adapters.plain:load", "--collect-only", "properties"
-    )
+    """Its run holds the properties alone, also where the other folder is named."""
+    other = "--enorm-impl=properties.adapters.plain:load"
+    done = run_suite(copied, other, "--collect-only", "properties")
     assert "properties/test_function.py::test_cycles_keep_the_function" in done.stdout
     assert "properties/meta" not in done.stdout
+    done = run_suite(copied, other, "--collect-only", "properties/meta")
+    assert "no tests collected" in done.stdout
+
+
+@pytest.mark.parametrize("report", ["", ".", "nowhere/report.json"])
+def test_a_report_without_a_place_is_told_first(copied: Path, report: str) -> None:
+    chosen = "properties/test_edges.py::test_width_one_depth_one"
+    done = run_suite(copied, f"--enorm-report={report}", chosen)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    (line,) = done.stderr.strip().splitlines()
+    assert f"--enorm-report={report} is no file" in line
+
+
+def test_collecting_reports_nothing(copied: Path) -> None:
+    run_suite(copied, "--enorm-report=report.json", "--collect-only", "properties/test_edges.py")
+    assert not (copied / "report.json").exists()
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_profile_that_is_none_is_one_sentence(copied: Path, way: str) -> None:
+    options = ["--hypothesis-profile=fast"] if way == "option" else []
+    profile = "dev" if way == "option" else "fast"
+    done = run_suite(copied, *options, "properties/test_edges.py", profile=profile)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    (line,) = done.stderr.strip().splitlines()
+    assert "no Hypothesis profile 'fast'" in line
 
 
 def test_a_failure_replays_from_its_output_alone(tmp_path: Path) -> None:
