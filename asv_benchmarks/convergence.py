@@ -22,6 +22,7 @@ import enorm
 from asv_benchmarks import scipy_peers
 from asv_benchmarks.suite.networks import build
 from enorm._descent import SOLVERS, Solver
+from repro.options import folder, within
 
 LABELS = {
     "jacobi": "Jacobi",
@@ -186,7 +187,8 @@ def plot(curves: dict[tuple[int, Solver], list[enorm.Progress]], depth: int, fil
 PAGE = """\
 # To the minimum, in how many cycles
 
-Made by `python -m asv_benchmarks.convergence --out docs` with torch {torch}, {threads} threads.
+Made by `python -m asv_benchmarks.convergence --depths {depths} --rounds {rounds} --out docs` with
+torch {torch}, {threads} threads.
 The networks are the report's (3072–500, depth × 500–500, 500–10, float64, c = 1); cycles to a
 residual, the largest `|log d²|` that one more cycle would apply, of {residual:g}. *He* is
 He-uniform initialisation; *spread* is the same network with every hidden unit rescaled by
@@ -218,15 +220,15 @@ norms and at differences of the energy without cancellation, and go on to roundi
 def main() -> None:
     """Print the tables; with ``--out`` write page and plot."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.convergence")
-    parser.add_argument("--depths", type=int, nargs="+", default=[3, 9, 19])
-    parser.add_argument("--rounds", type=int, default=3, help="of timings (default: 3)")
-    parser.add_argument("--out", type=Path, help="folder for convergence.md and convergence.svg")
+    number = within(1)
+    parser.add_argument("--depths", type=number, nargs="+", default=[3, 9, 19])
+    parser.add_argument("--rounds", type=number, default=3, help="of timings (default: 3)")
+    parser.add_argument("--out", type=folder, help="folder for convergence.md and convergence.svg")
     options = parser.parse_args()
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     lines, curves = convergence_table(options.depths)
     peers = scipy_table(options.depths, options.rounds)
     text = PAGE.format(
+        depths=" ".join(map(str, options.depths)),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         residual=RESIDUAL,

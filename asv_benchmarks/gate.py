@@ -32,6 +32,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from asv_benchmarks.subjects import SUBJECTS
+from repro.options import within
 
 ROOT = Path(__file__).parents[1]
 TOLERATED = 0.25
@@ -267,8 +268,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and print; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate", description=__doc__)
     parser.add_argument("--base", metavar="COMMIT", help="compare with this commit")
-    parser.add_argument("--rounds", type=int, default=15, help="per subject (default: 15)")
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument(
+        "--rounds", type=within(FEWEST_ROUNDS), default=15, help="per subject (default: 15)"
+    )
+    parser.add_argument(
+        "--subjects",
+        nargs="+",
+        choices=list(SUBJECTS),
+        default=list(SUBJECTS),
+        metavar="SUBJECT",
+        help=f"of {', '.join(map(repr, SUBJECTS))} (default: all)",
+    )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as name:

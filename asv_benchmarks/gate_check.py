@@ -13,8 +13,17 @@ from pathlib import Path
 
 import torch
 
-from asv_benchmarks.gate import ROOT, TOLERATED, Outcome, compare, exit_status, lay_out
+from asv_benchmarks.gate import (
+    FEWEST_ROUNDS,
+    ROOT,
+    TOLERATED,
+    Outcome,
+    compare,
+    exit_status,
+    lay_out,
+)
 from asv_benchmarks.subjects import SUBJECTS
+from repro.options import within
 
 TWICE = """
 
@@ -51,11 +60,9 @@ With every cycle run twice `exit status {status}`:
 def main() -> int:
     """Write the page; 1 if the gate is wrong once."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate_check")
-    parser.add_argument("--runs", type=int, default=20, help="without a change (default: 20)")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--runs", type=within(1), default=20, help="without a change (default: 20)")
+    parser.add_argument("--rounds", type=within(FEWEST_ROUNDS), default=15)
     options = parser.parse_args()
-    if options.runs < 1:
-        parser.error("--runs must be at least 1")
     subjects = list(SUBJECTS)
     runs: list[list[Outcome]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -32,6 +32,7 @@ from asv_benchmarks.suite.networks import NETS, build
 from asv_benchmarks.suite.training import batch_of
 from properties.adapters import authors, notebook
 from properties.implementation import Implementation
+from repro.options import folder, within
 
 C = 1.2
 
@@ -151,28 +152,26 @@ def main() -> None:
     default = ["fc-1", "fc-9", "fc-19", "vgg", "resnet18"]
     parser.add_argument("--nets", nargs="+", default=default, metavar="NET")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=60, help="medians over so many (default: 60)")
-    parser.add_argument("--passes", type=int, default=1, help="over all networks (default: 1)")
+    number = within(1)
+    parser.add_argument(
+        "--rounds", type=number, default=60, help="medians over so many (default: 60)"
+    )
+    parser.add_argument("--passes", type=number, default=1, help="over all networks (default: 1)")
     parser.add_argument(
         "--authors", type=Path, metavar="CHECKOUT", help="of facebookresearch/enorm"
     )
     parser.add_argument(
         "--notebook", type=Path, metavar="CHECKOUT", help="of jeromepl/enorm-reproducibility"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the page there")
+    parser.add_argument("--out", type=folder, metavar="DIR", help="write the page there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
-    for name in ("rounds", "passes"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     peers: dict[str, Implementation] = {}
     if unknown := set(options.nets) - set(NETS):
         parser.error(f"--nets: {min(unknown)!r} is none of {', '.join(NETS)}")
     try:
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
         if options.json is not None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
         if options.authors is not None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import enorm
 from asv_benchmarks.suite.networks import CONVOLUTIONAL, build
 from repro.data import Tensors, load, tensors
+from repro.options import folder, within
 
 RATE, BATCH = 3e-4, 64
 LABELS = {"vgg": "VGG-11 with biases", "resnet18": "ResNet-18"}
@@ -195,11 +196,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.training")
     parser.add_argument("--data", default="cifar10", help="as of python -m repro.figure2")
     parser.add_argument("--nets", nargs="+", default=CONVOLUTIONAL, choices=CONVOLUTIONAL)
-    parser.add_argument("--steps", type=int, default=300, help="of each training (default: 300)")
-    parser.add_argument("--out", type=Path, help="folder for training.md and training.svg")
+    parser.add_argument(
+        "--steps", type=within(1), default=300, help="of each training (default: 300)"
+    )
+    parser.add_argument("--out", type=folder, help="folder for training.md and training.svg")
     options = parser.parse_args()
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     images = load(options.data)
     data = tensors(images, min(50_000, len(images.train)), torch.device("cpu"))
     runs = [

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -15,6 +14,7 @@ import torch
 from repro import gate, page
 from repro.data import DataError, load
 from repro.experiments import Experiment
+from repro.options import given, within
 from repro.page import Report
 from repro.spec import PRESETS
 from repro.sweep import Executor, run_all
@@ -98,20 +98,20 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="sizes (default: paper)")
     parser.add_argument(
         "--seeds",
-        type=_within(1, _SEEDS),
+        type=within(1, _SEEDS),
         metavar="N",
         help="how many seeds, from 0 or --first-seed on",
     )
     parser.add_argument(
         "--first-seed",
-        type=_within(0, 2**31),
+        type=within(0, 2**31),
         default=0,
         metavar="K",
         help="where --seeds starts: to add seeds, or share them among machines (default: 0)",
     )
     parser.add_argument(
         "--data",
-        type=_given,
+        type=given,
         metavar="PATH|cifar10|synthetic",
         help="a folder with train/CLASS/ and test/CLASS/, CIFAR-10 by download, or drawn images "
         "(default: cifar10; with --preset quick: synthetic)",
@@ -126,13 +126,13 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--epochs",
-        type=_within(1),
+        type=within(1),
         metavar="E",
         help="instead of the preset's; 1 shows divergence",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
-        "--threads", type=_within(1, _THREADS), help="CPU threads (default: torch's choice)"
+        "--threads", type=within(1, _THREADS), help="CPU threads (default: torch's choice)"
     )
     parser.add_argument(
         "--executor",
@@ -141,7 +141,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         help="ray sends runs to a Ray cluster (RAY_ADDRESS, else this machine; default: local)",
     )
     parser.add_argument(
-        "--out", type=lambda text: Path(_given(text)), metavar="DIR", help="default: results/PRESET"
+        "--out", type=lambda text: Path(given(text)), metavar="DIR", help="default: results/PRESET"
     )
     parser.add_argument(
         "--gate",
@@ -149,25 +149,6 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         help="exit with 1 where runs or verdicts differ from the committed ones",
     )
     return parser
-
-
-def _given(text: str) -> str:
-    """As a shell's variable that is not set would leave it, nothing."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def _within(least: int, most: float = math.inf) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, got {value}")
-        return value
-
-    return number
 
 
 def _device(name: str) -> torch.device:

@@ -75,7 +75,7 @@ def test_a_version_that_cannot_be_imported_is_broken(
         file.write("\nimport not_there\n")
     monkeypatch.setattr(gate, "ROOT", copied)
     monkeypatch.setattr(gate, "base_commit", lambda given: None)
-    assert main(["--rounds", "1", "--subjects", QUICK]) == 2
+    assert main(["--rounds", "7", "--subjects", QUICK]) == 2
     assert (
         "speed gate: the measuring process ended: see its message above" in capfd.readouterr().err
     )
