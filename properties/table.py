@@ -99,7 +99,11 @@ def main() -> None:
     parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT")
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args()
-    options.out.write_text(render([json.loads(path.read_text()) for path in options.reports]))
+    try:
+        page = render([json.loads(path.read_text()) for path in options.reports])
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    options.out.write_text(page)
     print(f"written: {options.out}")
 
 
