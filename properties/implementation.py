@@ -238,6 +238,8 @@ def _fault(found: Any) -> str | None:
         places = [None] * (len(asked) - len(named) - 1)
         try:
             signature(own).bind(*places, **dict.fromkeys(named))
+        except ValueError:  # of one that is written in C
+            continue
         except TypeError as error:
             return f"its method {method} cannot be called as it has to be: {error}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,3 +64,29 @@ def test_a_step_can_be_captured(
         assert watched.host == []
         assert len(watched.used) > len(stepper.plan.groups)
         assert watched.freed() == []
+
+
+@pytest.mark.parametrize("cycles", [1, 2])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_graph_replays_a_step(compile: bool, cycles: int) -> None:
+    """With the weights as they are when it is replayed."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: CUDA graphs are not exercised")
+    model = chain([4, 50, 7, 90, 90, 3, 200, 200, 2]).to("cuda")
+    twin = copy.deepcopy(model)
+    stepper = enorm.ENorm(model, cycles=cycles, compile=compile)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            stepper.step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        stepper.step()
+    with torch.no_grad():
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            one.copy_(other)
+    graph.replay()
+    enorm.ENorm(twin, cycles=cycles, compile=compile).step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)

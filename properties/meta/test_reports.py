@@ -223,6 +223,28 @@ def test_wrong_replays(words: list[str], message: str, capsys: pytest.CaptureFix
     assert message in capsys.readouterr().err
 
 
+def test_a_failure_without_words_says_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(replay, "prepared", lambda *_: fails)
+    assert replay.main(["file", "arguments"]) == 1
+    error = capsys.readouterr().err
+    assert "test_reports.py:" in error
+    assert "raise AssertionError" in error
+
+
+def test_an_error_of_the_implementation_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(replay, "prepared", lambda *_: fails)
+    with pytest.raises(ValueError, match="shapes"):
+        replay.main(["file", "arguments"])
+
+
 def test_replay_takes_what_hypothesis_notes() -> None:
     """Comments and line breaks go; strings keep their quotes; other notes are passed over."""
     notes = [
