@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,6 +228,10 @@ def _styles(present: Sequence[Series]) -> dict[str, tuple[str, str]]:
     return styles
 
 
+# Curves are hundreds of kilobytes of coordinates, of which a hundredth of a pixel is plenty.
+_LONG = re.compile(r"\d+\.\d{3,}")
+
+
 def svg(figure: Figure) -> str:
     """The picture as an SVG element, the same text for the same records."""
     buffer = io.StringIO()
@@ -240,7 +245,11 @@ def svg(figure: Figure) -> str:
         }
     ):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return re.sub(r' d="[^"]*"', lambda path: _LONG.sub(_short, path[0]), buffer.getvalue())
+
+
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def save(figure: Figure, target: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def test_every_output_says_that_its_images_are_synthetic(
         text = (tmp_path / name).read_text()
         assert "synthetic images (seed 0)" in text, name
         assert "the authors" not in text, name
+    # Coordinates to a hundredth of a pixel; texts are left as they are.
+    assert not re.search(r' d="[^"]*\.\d{3}', (tmp_path / "figure2.svg").read_text())
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
     rows = pd.read_csv(tmp_path / "figure2.csv")
     assert rows["series"].tolist() == ["baseline", "enorm"]
