@@ -32,6 +32,7 @@ from properties.strategies import (
 DOUBLE = dtypes_of("float64")
 HAS_DOUBLE = "float64" in current().capabilities.dtypes
 PLAIN = Hidden(out=2, bias=False)
+NORMED = Net(inputs=2, hidden=(replace(PLAIN, batchnorm=True), PLAIN))
 DEAD = Net(inputs=2, hidden=(replace(PLAIN, dead_in=(0,)), PLAIN))
 
 
@@ -196,6 +197,9 @@ MODES = ("eval", "train", "all but BatchNorm in train")
 
 
 @given(nets(dead=False), ORDERS, st.sampled_from(MODES), st.integers(0, 3))
+@example_where(
+    HAS_DOUBLE and "affine" in current().capabilities.batchnorm, NORMED, ORDER, MODES[2], 0
+)
 def test_parameters_stay_themselves(net: Net, order: Order, mode: str, frozen: int) -> None:
     """Rescaled without a graph, frozen or not; all else about the model is untouched."""
     model = net.build().train(mode != "eval")
@@ -235,7 +239,7 @@ def test_parameters_stay_themselves(net: Net, order: Order, mode: str, frozen: i
     ]
     if not torch.equal(random, torch.get_rng_state()):
         changed.append("the state of torch's random numbers")
-    assert not changed, oracle.broken(net, f"a cycle changed {'; '.join(map(str, changed))}")
+    assert not changed, oracle.broken(net, f"a cycle changed {'; '.join(changed)}")
     rtol = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model))
     oracle.assert_same(net, f"a cycle, {mode}", oracle.chain(model), expected, rtol)
 
