@@ -86,7 +86,7 @@ def main(options: Sequence[str]) -> int:
         return 2
     try:
         example = prepared(*options)
-    except (ValueError, SyntaxError, NameError, TypeError, InvalidArgument) as error:
+    except (ValueError, SyntaxError, NameError, TypeError) as error:
         print(f"properties.replay: {error}", file=sys.stderr)
         return 2
     try:

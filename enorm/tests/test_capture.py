@@ -50,8 +50,9 @@ def test_a_step_can_be_captured(
     network: Callable[[], nn.Module], settings: Mapping[str, Any], before: int
 ) -> None:
     """It never waits for the device, and leaves alive what a graph of it would use."""
-    with FakeTensorMode(), torch.device("cuda"):
-        model = network()
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)

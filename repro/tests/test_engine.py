@@ -154,11 +154,12 @@ def test_a_step_can_be_captured(
     monkeypatch.setattr("repro.model.generator", lambda *_: None)
     monkeypatch.setattr(nn.utils, "skip_init", lambda kind, *args, **named: kind(*args, **named))
     monkeypatch.setattr(nn.Module, "to", lambda module, *_: module)
-    with FakeTensorMode(), torch.device("cuda"):
-        images, labels = torch.zeros(600, 3072), torch.zeros(600, dtype=torch.int64)
-        data = Tensors(images, labels, images, labels)
-        batch = torch.zeros((runs, 256) if runs > 1 else 256, dtype=torch.int64)
-        _, step = begin([replace(one, seed=seed) for seed in range(runs)], data)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            images, labels = torch.zeros(600, 3072), torch.zeros(600, dtype=torch.int64)
+            data = Tensors(images, labels, images, labels)
+            batch = torch.zeros((runs, 256) if runs > 1 else 256, dtype=torch.int64)
+            _, step = begin([replace(one, seed=seed) for seed in range(runs)], data)
         for _ in range(2):
             step.function(batch)
         with Watched() as watched:

@@ -111,8 +111,7 @@ def test_a_part_of_the_images_is_known_for_one_when_it_is_alone() -> None:
 
 def test_a_consideration_stands_before_what_it_changes() -> None:
     """The mean of the same method, with biases where it has them; the title gives all sizes."""
-    evidence = Path(__file__).parents[1] / "evidence" / "records"
-    made = list(records.read_all(evidence))
+    made = list(records.read_all(EVIDENCE / "records"))
     softmax = [one for one in made if (one.spec.output, one.spec.bias) == ("softmax", False)]
     whole = {one.key for one in softmax if one.spec.epochs > 1}
     runs = table.runs([one for one in made if one.key not in whole])
@@ -132,8 +131,7 @@ def test_a_consideration_stands_before_what_it_changes() -> None:
 
 def test_curves_are_those_of_whole_runs() -> None:
     """Beside sixty epochs one is no curve; alone it is."""
-    evidence = Path(__file__).parents[1] / "evidence" / "records"
-    made = [one for one in records.read_all(evidence) if one.spec.depth == 17]
+    made = [one for one in records.read_all(EVIDENCE / "records") if one.spec.depth == 17]
     short = [one for one in made if one.spec.epochs == 1]
     for given, length in ((made, 60), (short, 1)):
         (panel,) = figure.curves_figure(FIGURE2, given, "").axes
@@ -144,8 +142,9 @@ def test_curves_are_those_of_whole_runs() -> None:
 
 def test_seeds_that_were_chosen_are_no_rate() -> None:
     """C = 1 was run where ENorm diverges; ENorm itself, and Baseline, at all of 150."""
-    evidence = Path(__file__).parents[1] / "evidence" / "records"
-    found = table.runs([one for one in records.read_all(evidence) if one.spec.depth == 15])
+    found = table.runs(
+        [one for one in records.read_all(EVIDENCE / "records") if one.spec.depth == 15]
+    )
     said = {
         (experiment.name, panel.get_title()): [text.get_text() for text in panel.texts]
         for experiment in (FIGURE2, FIGURE3, CONSIDERATIONS)
@@ -159,8 +158,7 @@ def test_seeds_that_were_chosen_are_no_rate() -> None:
 
 
 def test_every_curve_has_a_look_of_its_own() -> None:
-    evidence = Path(__file__).parents[1] / "evidence" / "records"
-    made = list(records.read_all(evidence))
+    made = list(records.read_all(EVIDENCE / "records"))
     (legend,) = figure.curves_figure(CONSIDERATIONS, made, "").legends
     looks = [(one.get_linestyle(), one.get_color(), one.get_marker()) for one in legend.get_lines()]
     assert len(looks) > 10
@@ -168,7 +166,7 @@ def test_every_curve_has_a_look_of_its_own() -> None:
 
 
 def test_the_page_counts_our_own_questions_apart() -> None:
-    report = page.read(Path(__file__).parents[1] / "evidence")
+    report = page.read(EVIDENCE)
     theirs, ours = page.parts(report.findings)
     assert {finding.claim.beyond for finding in ours.findings} == {True}
     assert not any(finding.claim.beyond for finding in theirs.findings)
