@@ -42,6 +42,22 @@ class Residual(nn.Module):
         return result
 
 
+class Transposed(nn.Module):
+    """A transposed convolution that reads the units it makes, as it lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As many positions as it gets."""
+        h = torch.relu(self.stem(x))
+        result: Tensor = self.last(torch.relu(h + self.up(h)))
+        return result
+
+
 def mlp() -> nn.Module:
     """Biases, rows that are summed in several parts and rows that are not."""
     first = [nn.Linear(3 * 16, 34), nn.ReLU(), nn.Linear(34, 48), nn.ReLU()]
@@ -64,6 +80,7 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         (mlp, torch.float64, {"p": 1.0, "order": "jacobi", "cycles": 2}),
         (Residual, torch.float32, {"c": 1.1}),
         (Residual, torch.float64, {"p": 3.0}),
+        (Transposed, torch.float32, {}),
         (Residual, torch.bfloat16, {"batchnorm": "ignore"}),
     ],
 )
@@ -195,9 +212,29 @@ def test_scales_that_no_factor_can_hold() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_is_stored_in_few_bits_is_rounded_once(compile: bool) -> None:
+    """Rows and columns of one weight are scaled, in a dtype that holds both factors."""
+    torch.manual_seed(0)
+    model = mlp().to(torch.bfloat16)
+    wide = copy.deepcopy(model).double()
+    enorm.ENorm(model, c=1.5, compile=compile).step()
+    enorm.ENorm(wide, c=1.5).step()
+    # Half a unit in the last place, and what float32 sums do to the scales.
+    allowed = torch.finfo(torch.bfloat16).eps / 2 + 1e-5
+    for one, other in zip(model.parameters(), wide.parameters(), strict=True):
+        assert ((one.double() - other).abs() <= allowed * other.abs()).all()
+
+
 def test_what_cannot_be_compiled_is_said() -> None:
     with pytest.raises(ValueError, match="compile=True needs a finite p"):
         enorm.ENorm(mlp(), p=math.inf, compile=True)
+    with pytest.raises(
+        ValueError,
+        match=r"needs factors c_k of one group within 2\^40 of each other after they are raised to "
+        r"p: use a c nearer to 1, or compile=False$",
+    ):
+        enorm.ENorm(mlp(), c=2.0**21, compile=True)
 
 
 def test_as_many_as_you_like() -> None:

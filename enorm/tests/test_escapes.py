@@ -226,6 +226,14 @@ def test_named_layers_equal_traced_ones() -> None:
     assert (traced.groups, traced.layers) == (named.groups, named.layers)
 
 
+def test_named_norms_equal_traced_ones() -> None:
+    model = nn.Sequential(
+        *(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    )
+    traced, named = enorm.trace(model), enorm.plan_from_layers(model, ["0", "1", "4"])
+    assert (traced.groups, traced.layers) == (named.groups, named.layers)
+
+
 class Same(nn.Conv1d):
     """A class of the user's own, as libraries have for padding."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import types
 from collections.abc import Callable
@@ -421,8 +422,22 @@ def replaced_call() -> nn.Module:
     return with_method(chain(), "_call_impl", lambda m, x: m[2](torch.tanh(m[0](x))))
 
 
+def wrapped_forward() -> nn.Module:
+    """As autocast wraps it, but by code that may do anything with the output."""
+    model = chain()
+    inner = type(model).forward
+
+    @functools.wraps(inner)
+    def forward(m: nn.Sequential, x: Tensor) -> Tensor:
+        result: Tensor = torch.tanh(inner(m, x))
+        return result
+
+    return with_method(model, "forward", forward)
+
+
 UNSEEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "forward": (replaced_forward, "its forward was replaced on the instance"),
+    "forward, wrapped": (wrapped_forward, "its forward was replaced on the instance"),
     "call": (replaced_call, "its _call_impl was replaced on the instance"),
     "class": (lambda: OwnCall(*chain()), "its class OwnCall overrides __call__"),
     "class's call": (lambda: OwnCallImpl(*chain()), "its class OwnCallImpl overrides _call_impl"),
@@ -465,6 +480,10 @@ DRAWS: dict[str, tuple[Callable[[], float], str]] = {
     "random": (random.random, "Python's random"),
     "numpy": (lambda: float(np.random.rand()), "numpy.random"),  # noqa: NPY002
     "torch": (lambda: torch.rand(()).item(), "torch's generator"),
+    "two": (
+        lambda: random.random() * np.random.rand(),  # noqa: NPY002
+        "Python's random and numpy.random",
+    ),
 }
 
 

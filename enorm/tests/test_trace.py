@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 import enorm
 from enorm._memory import sharing
@@ -39,7 +40,7 @@ class Functional(nn.Module):
 
 
 class Written(nn.Module):
-    """Two or three Linear layers with whatever forward code a test gives."""
+    """Linear layers with whatever forward code a test gives."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Written(nn.Module):
         self.a = nn.Linear(6, width)
         self.b = nn.Linear(width, 6)
         self.c = nn.Linear(6, 6)
+        self.d = nn.Linear(12, 6)
         self.code = forward
 
     def forward(self, x: Tensor) -> object:
@@ -536,6 +538,17 @@ def test_a_replaced_forward_and_a_used_part_are_walls() -> None:
     plan = enorm.trace(Parts())
     assert plan.groups == ()
     assert any("inside layer" in skip.reason for skip in plan.skipped)
+
+
+def test_stochastic_depth_of_torchvision() -> None:
+    """By module and by function: it multiplies a sample by 0 or by a constant."""
+    model = Written(
+        lambda m, x: m.c(
+            stochastic_depth(F.relu(m.b(m.bn(F.relu(m.a(x))))), 0.5, "row", m.training)
+        ),
+        norm=StochasticDepth(0.5, "batch"),
+    )
+    assert groups(enorm.trace(model)) == [(["a"], ["b"], 6), (["b"], ["c"], 6)]
 
 
 def test_reshape_by_keyword_is_a_wall() -> None:

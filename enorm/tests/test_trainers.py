@@ -262,3 +262,18 @@ def test_transformers(tmp_path: Path) -> None:
     model, callback = train(str(first), "other", told=str(first))
     assert_same(model.net, expected)
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
+
+
+def test_transformers_resumed_after_one_step(tmp_path: Path) -> None:
+    """The earliest step whose state has to be looked for."""
+    hf = pytest.importorskip("transformers")
+    from enorm.transformers import ENormCallback
+
+    model = network()
+    arguments = hf.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    control = hf.TrainerControl()
+    given = {"model": model, "optimizer": adam(model.parameters())}
+    callback = ENormCallback()
+    callback.on_train_begin(arguments, hf.TrainerState(), control, **given)
+    with pytest.warns(UserWarning, match="resumes at step 1 with weights that no"):
+        callback.on_train_begin(arguments, hf.TrainerState(global_step=1), control, **given)

@@ -125,6 +125,14 @@ class Open(Two):
         return super().forward(x, x)
 
 
+class Alone(Two):
+    """Takes nothing."""
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        """As described."""
+        return super().forward(X, X)
+
+
 class Silent(Two):
     """Fails without a word."""
 
@@ -144,6 +152,7 @@ X = torch.zeros(2, 6)
         (Two(), (X, X, X), r"^example_inputs has 3 tensors, and forward takes x, y$"),
         (Optional(), (X, X, X), r"^example_inputs has 3 tensors, and forward takes x, y$"),
         (Open(), (X, X), r"^example_inputs has 2 tensors, and forward takes x$"),
+        (Alone(), X, r"^example_inputs has 1 tensor, and forward takes none$"),
         (ByName(), X, r"^forward takes 'y' by its name only, which example_inputs cannot give"),
         (Silent(), X, r"^example_inputs of shape \(2, 6\) do not fit the model: AssertionError$"),
     ],

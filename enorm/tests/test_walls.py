@@ -308,6 +308,44 @@ CASES = {
         lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(6, 6)),
         shape=(5, 4, 6),
     ),
+    "LayerNorm along two axes": Case(
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm((3, 6)), nn.ReLU(), nn.Linear(6, 6)),
+        shape=(5, 3, 6),
+    ),
+    "rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode="floor"))),
+    "divided, not rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode=None)), GROUP_A),
+    "multiplied from the left, one unit": Case(
+        lambda: Written(lambda m, x: m.b(2 * F.relu(m.a(x))), 1), [(["a"], ["b"], 1)]
+    ),
+    "concatenated along samples": Case(hidden(lambda h: torch.cat([h, h]))),
+    "concatenated blocks": Case(
+        positions(lambda h: torch.cat([h.flatten(1), h.flatten(1)], 1), 36),
+    ),
+    "concatenated, axes unknown": Case(
+        lambda: Written(lambda m, x: m.d(torch.cat([F.relu(m.a(x)) * x, m.c(x)], 1)))
+    ),
+    "concatenated, axes seen": Case(
+        lambda: Written(lambda m, x: m.d(torch.cat([F.relu(m.a(x)) * x, m.c(x)], 1))),
+        [(["a"], ["d"], 6), (["c"], ["d"], 6)],
+        shape=(5, 6),
+    ),
+    "concatenated, no positions left": Case(
+        lambda: Written(
+            lambda m, x: m.d(
+                torch.cat([m.a(h := torch.sigmoid(m.bn(x)).mean(2)), F.relu(m.c(h))], 1)
+            ),
+            norm=nn.Conv1d(6, 6, 1),
+        ),
+        [(["a"], ["d"], 6), (["c"], ["d"], 6)],
+    ),
+    "added to the input in part": Case(
+        lambda: Written(
+            lambda m, x: m.d(
+                torch.cat([x, F.relu(m.a(x))], 1) + torch.cat([F.relu(m.b(x)), m.c(x)], 1)
+            )
+        ),
+        shape=(5, 6),
+    ),
 }
 
 
@@ -387,6 +425,17 @@ REASONS = {
     "BatchNorm1d along positions": (
         "3 (Linear): reads the activations along another axis than their units"
     ),
+    "LayerNorm along two axes": "1 (LayerNorm): its weights lie along several axes",
+    "rounded": "div in forward: rounds",
+    "concatenated along samples": (
+        "cat in forward: concatenates along another axis than that of the units"
+    ),
+    "concatenated blocks": "cat in forward: concatenates values whose units stand differently",
+    "concatenated, axes unknown": (
+        "cat in forward: the number of axes is not known: pass example_inputs"
+    ),
+    "concatenated, no positions left": "sigmoid in forward: not known to be positively homogeneous",
+    "added to the input in part": "add in forward: adds a value that carries no scale",
     **{
         name: "view in forward: reshapes in a way not known to keep units apart"
         + ": pass example_inputs" * (case.shape is None and "three" not in name)
