@@ -230,10 +230,10 @@ def equal(claim: Claim, runs: Runs) -> Finding:
     return _in_band(claim, found, claim.options["band"])
 
 
-def curve(runs: Runs, series: str, figure: int) -> Estimate | None:
+def curve(runs: Runs, series: str, known: pd.DataFrame) -> Estimate | None:
     """Mean over depths of our accuracy minus a published one, with that one's own uncertainty."""
     own = of_series(runs.finished, series).dropna(subset="accuracy")
-    known = published(figure, series).dropna(subset="test_accuracy_percent")
+    known = known.dropna(subset="test_accuracy_percent")
     own = own[own["depth"].isin(known.index)]
     if own.empty or not runs.comparable:
         return None
@@ -249,12 +249,13 @@ def curve(runs: Runs, series: str, figure: int) -> Estimate | None:
 
 def beside_published(claim: Claim, runs: Runs) -> Finding:
     """Whether the mean over depths of our accuracy minus a published one is inside the band."""
-    series, figure = claim.options["series"], claim.options["figure"]
-    found = curve(runs, series, figure)
+    series = claim.options["series"]
+    known = published(claim.options["figure"], claim.options.get("published", series))
+    found = curve(runs, series, known)
     if found is None:
         return Finding(claim, "not run")
     finding = _in_band(claim, found, claim.options.get("band", [-1.0, 1.0]))
-    points = bands(of_series(runs.finished, series), published(figure, series))
+    points = bands(of_series(runs.finished, series), known)
     outside = points[(points["mean"] - points["published"]).abs() > points["half"]]
     note = f"{len(outside)} of {len(points)} points outside the band of a published curve"
     if len(outside):

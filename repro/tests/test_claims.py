@@ -121,14 +121,14 @@ def test_the_table_is_sound() -> None:
     curves = {
         (claim.options["series"], claim.options["figure"])
         for claim in CLAIMS.values()
-        if claim.test == "curve" and "band" not in claim.options
+        if claim.test == "curve" and not claim.options.keys() & {"band", "published"}
     }
     plain = {
         (method, figure) for method in ("baseline", "bn", "enorm", "enorm+bn") for figure in (1, 2)
     }
     assert curves == plain | {("baseline-bias", 3), ("enorm-bias", 3)}
     for claim in CLAIMS.values():
-        for name in ("above", "below", "series", "one", "other"):
+        for name in ("above", "below", "series", "one", "other", "published"):
             assert claim.options.get(name, "enorm") in SERIES, claim.id
     other = verdicts.decide(made({"enorm-jacobi": flat(50)}), list(CLAIMS.values()), {})
     assert {finding.verdict for finding in other} == {"not run"}
@@ -237,6 +237,15 @@ def test_curve(shift: float, noise: float, verdict: str) -> None:
     assert found.verdict == verdict
     assert ("settle" in found.note) == (verdict == "inconclusive")
     assert decide("report-enorm", replace(runs, comparable=False)).verdict == "not run"
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (2.0, "not reproduced")])
+def test_a_curve_of_another_series(shift: float, verdict: str) -> None:
+    known = published(1, "bn")["test_accuracy_percent"]
+    level = {"bn-40960-images": lambda depth: float(known[depth]) + shift}
+    found = decide("authors-bn-40960", made(level))
+    assert found.verdict == verdict
+    assert f"{10 if shift else 0} of 10 points" in found.note
 
 
 def test_a_curve_at_the_end_of_its_band_is_settled_by_no_number_of_seeds() -> None:
