@@ -18,6 +18,7 @@ from enorm._cycle import holds
 from enorm._masses import lost_range
 from enorm._sharded import all_finite
 from enorm._stepper import precisions
+from enorm.reference import ChainLayer
 from enorm.tests.compiler import needs_compiler
 from properties import oracle, tolerances
 from properties.oracle import chain
@@ -277,3 +278,26 @@ def test_a_step_inside_autocast_is_the_same(compile: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         enorm.ENorm(twin, c=1.2, compile=compile).step()
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_wide_weights_are_summed_in_as_many_parts_as_there_are_threads(
+    threads: int, compile: bool
+) -> None:
+    """192 rows are as many for each of two or three, and enough that each sums its own."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(40, 192), nn.Linear(192, 192), nn.Linear(192, 40)]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    before = [ChainLayer(one.weight, one.bias) for one in layers]
+    expected, _ = enorm.reference.cycle(before, c=1.2)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        enorm.ENorm(model, c=1.2, compile=compile).step()
+    finally:
+        torch.set_num_threads(usual)
+    # Two scales, each from two sums of up to 192 squares under a square root, and their products.
+    allowed = (192 + 6) * torch.finfo(torch.float32).eps
+    for layer, other in zip(layers, expected, strict=True):
+        torch.testing.assert_close(layer.weight.double(), other.weight, rtol=allowed, atol=0)

@@ -183,6 +183,9 @@ CASES = {
         images(lambda h: h.mean((2, 3), keepdim=True), 2, 2), IMAGES
     ),
     "both at once": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1)), IMAGES),
+    "one position by name": Case(
+        images(lambda h: F.adaptive_avg_pool2d(h, output_size=1), -1, -1), IMAGES
+    ),
     "both at once, and units": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1), -1)),
     "the last of two": Case(
         images(lambda h: F.adaptive_avg_pool2d(h, (1, 3)).mean(3, True), 2, 2), IMAGES
@@ -314,6 +317,9 @@ CASES = {
     ),
     "rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode="floor"))),
     "divided, not rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode=None)), GROUP_A),
+    "multiplied from the right, in place": Case(
+        lambda: Written(lambda m, x: m.b(x.mul_(F.relu(m.a(x)))))
+    ),
     "multiplied from the left, one unit": Case(
         lambda: Written(lambda m, x: m.b(2 * F.relu(m.a(x))), 1), [(["a"], ["b"], 1)]
     ),
@@ -427,6 +433,9 @@ REASONS = {
     ),
     "LayerNorm along two axes": "1 (LayerNorm): its weights lie along several axes",
     "rounded": "div in forward: rounds",
+    "multiplied from the right, in place": (
+        "mul_ in forward: divides by activations, or overwrites what is multiplied"
+    ),
     "concatenated along samples": (
         "cat in forward: concatenates along another axis than that of the units"
     ),
