@@ -574,11 +574,13 @@ def test_tracing_leaves_no_trace() -> None:
             self.register_buffer("calls", torch.zeros(()))
             self.cache: object = None
             self.seen: dict[str, list[object]] = {"inputs": []}
+            self.last: dict[str, object] = {"input": None}
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             self.cache = x
             self.seen["inputs"].append(x)
+            self.last["input"] = x
             for parameter in self.parameters():
                 parameter.data.clamp_(-0.01, 0.01)
             self.a.bias.data = torch.zeros(6)
@@ -595,6 +597,7 @@ def test_tracing_leaves_no_trace() -> None:
         assert value.data_ptr() == places[name]
     assert model.cache is None
     assert model.seen == {"inputs": []}
+    assert model.last == {"input": None}
     assert model.training
     assert not model.drop.training
 
