@@ -241,7 +241,11 @@ def test_several_optimizers_share_a_model() -> None:
 def test_another_models_optimizer_is_refused() -> None:
     foreign = torch.optim.SGD(network().parameters(), lr=0.01)
     for call in (enorm.ENorm, lambda *args: enorm.balance_(args[0], optimizer=args[1])):
-        with pytest.raises(ValueError, match="has none of the parameters that are rescaled"):
+        with pytest.raises(
+            ValueError,
+            match=r"has none of the parameters that are rescaled: pass the one that trains this "
+            r"model$",
+        ):
             call(network(), foreign)
 
 

@@ -315,6 +315,13 @@ CASES = {
         lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm((3, 6)), nn.ReLU(), nn.Linear(6, 6)),
         shape=(5, 3, 6),
     ),
+    "padded with a constant": Case(
+        lambda: nn.Sequential(nn.Conv1d(2, 6, 1), nn.ConstantPad1d(1, 0.5), nn.Conv1d(6, 2, 1))
+    ),
+    "padded with zeros": Case(
+        lambda: nn.Sequential(nn.Conv1d(2, 6, 1), nn.ConstantPad1d(1, 0.0), nn.Conv1d(6, 2, 1)),
+        [(["0"], ["2"], 6)],
+    ),
     "rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode="floor"))),
     "divided, not rounded": Case(hidden(lambda h: torch.div(h, 2, rounding_mode=None)), GROUP_A),
     "multiplied from the right, in place": Case(
@@ -432,6 +439,7 @@ REASONS = {
         "3 (Linear): reads the activations along another axis than their units"
     ),
     "LayerNorm along two axes": "1 (LayerNorm): its weights lie along several axes",
+    "padded with a constant": "1 (ConstantPad1d): pads with a constant",
     "rounded": "div in forward: rounds",
     "multiplied from the right, in place": (
         "mul_ in forward: divides by activations, or overwrites what is multiplied"
