@@ -220,17 +220,12 @@ def test_named_layers() -> None:
     kept(model, plan, torch.randn(5, 3, 6, 6, dtype=torch.float64))
 
 
-def test_named_layers_equal_traced_ones() -> None:
-    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    traced, named = enorm.trace(model), enorm.plan_from_layers(model, ["0", "3"])
-    assert (traced.groups, traced.layers) == (named.groups, named.layers)
-
-
-def test_named_norms_equal_traced_ones() -> None:
-    model = nn.Sequential(
-        *(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    )
-    traced, named = enorm.trace(model), enorm.plan_from_layers(model, ["0", "1", "4"])
+@pytest.mark.parametrize("norms", [[], [nn.BatchNorm1d(4)]], ids=["layers", "norms"])
+def test_what_is_named_equals_what_is_traced(norms: list[nn.Module]) -> None:
+    last = nn.Linear(8, 2)
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), *norms, nn.ReLU(), nn.Flatten(), last)
+    chain = [name for name, one in model.named_children() if [*one.parameters()]]
+    traced, named = enorm.trace(model), enorm.plan_from_layers(model, chain)
     assert (traced.groups, traced.layers) == (named.groups, named.layers)
 
 

@@ -196,10 +196,15 @@ def test_lightning_with_two_optimizers() -> None:
     assert _optimizer_of([other, whole], model, plan) is whole
 
 
-def test_transformers(tmp_path: Path) -> None:
-    """Two epochs, and one resumed from the first's checkpoint: weights and calls as by hand."""
+@pytest.fixture
+def hf() -> Any:
+    """Hugging Face's package, whose trainer needs accelerate."""
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    hf = pytest.importorskip("transformers", reason="transformers is not installed")
+    return pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def test_transformers(tmp_path: Path, hf: Any) -> None:
+    """Two epochs, and one resumed from the first's checkpoint: weights and calls as by hand."""
     from enorm.transformers import ENormCallback
 
     class Classifier(nn.Module):
@@ -234,7 +239,7 @@ def test_transformers(tmp_path: Path) -> None:
             adam_epsilon=1e-8,
         )
 
-        class InOrder(hf.Trainer):  # type: ignore[misc, name-defined]
+        class InOrder(hf.Trainer):  # type: ignore[misc]
             def _get_train_sampler(self, *_: Any) -> Any:
                 return torch.utils.data.SequentialSampler(self.train_dataset)
 
@@ -264,9 +269,8 @@ def test_transformers(tmp_path: Path) -> None:
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
 
 
-def test_transformers_resumed_after_one_step(tmp_path: Path) -> None:
+def test_transformers_resumed_after_one_step(tmp_path: Path, hf: Any) -> None:
     """The earliest step whose state has to be looked for."""
-    hf = pytest.importorskip("transformers")
     from enorm.transformers import ENormCallback
 
     model = network()
