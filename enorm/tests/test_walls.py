@@ -183,9 +183,6 @@ CASES = {
         images(lambda h: h.mean((2, 3), keepdim=True), 2, 2), IMAGES
     ),
     "both at once": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1)), IMAGES),
-    "one position by name": Case(
-        images(lambda h: F.adaptive_avg_pool2d(h, output_size=1), -1, -1), IMAGES
-    ),
     "both at once, and units": Case(images(lambda h: F.adaptive_max_pool2d(h, 1), (2, -1), -1)),
     "the last of two": Case(
         images(lambda h: F.adaptive_avg_pool2d(h, (1, 3)).mean(3, True), 2, 2), IMAGES
