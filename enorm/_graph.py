@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -53,12 +53,14 @@ class Recording:
         shapes: of intermediate tensors, where example inputs made them known.
         read: storages of tensors that the code computed with itself, in the graph or around it.
         kept: values that the code still holds when it is done, as in an attribute.
+        asked: lines of code that went on by the sizes of the example inputs.
     """
 
     graph_module: fx.GraphModule
     shapes: Mapping[fx.Node, torch.Size]
     read: frozenset[int]
     kept: frozenset[fx.Node]
+    asked: tuple[str, ...]
 
     def calls(self) -> dict[fx.Node, nn.Module]:
         """What each node calls that calls a module: the model's own, or what stands in for it."""
@@ -86,7 +88,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
             set_mode(model, training)
             reads = _Reads()
             with reads:
-                graph_module, kept, read = _recorded(model, len(inputs), randomness)
+                graph_module, kept, read, asked = _recorded(model, inputs, randomness)
             reads.storages |= read
             replaced = name_modules(graph_module)
             kept = frozenset(replaced.get(node, node) for node in kept)
@@ -94,39 +96,44 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
         for node in graph_module.graph.nodes:
             if reads_values(node) and isinstance(value := attribute(graph_module, node), Tensor):
                 reads.storages.add(storage(value))
-        recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept))
+        recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept, asked))
     for recording in recordings:
         # A value kept by one adds to its graph what the other does with it.
         _check_kept(model, recording.graph_module.graph)
     return recordings[0], recordings[1]
 
 
-def symbolic_trace(model: nn.Module, given: int = 0) -> fx.GraphModule:
+def symbolic_trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     """``torch.fx.symbolic_trace``, its failures told with the line of the model's own code.
 
     Args:
         model: the network, in the mode that is to be traced.
-        given: number of positional inputs; later arguments keep their defaults.
+        example_inputs: as of :func:`record`.
 
     Raises:
         UnsupportedModel: it cannot be traced.
     """
     check_kind(model)
+    inputs = _inputs(model, example_inputs)
     with untouched(model) as randomness:
-        graph_module, _, _ = _recorded(model, given, randomness)
+        graph_module, _, _, _ = _recorded(model, inputs, randomness)
     name_modules(graph_module)
     return graph_module
 
 
 def _recorded(
-    model: nn.Module, given: int, randomness: Randomness
-) -> tuple[fx.GraphModule, frozenset[fx.Node], frozenset[int]]:
-    """The graph, nodes whose values the code has put somewhere, and storages read unseen."""
+    model: nn.Module, inputs: tuple[Tensor, ...], randomness: Randomness
+) -> tuple[fx.GraphModule, frozenset[fx.Node], frozenset[int], tuple[str, ...]]:
+    """The graph, nodes whose values the code has put somewhere, and storages read unseen.
+
+    And the lines of code that asked for sizes.
+    """
+    tracer = _Tracer(inputs, autowrap_functions=registered_functions())
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
         defaults = {
             parameter.name: parameter.default
-            for parameter in parameters[given:]
+            for parameter in parameters[len(inputs) :]
             if isinstance(parameter.default, _DECIDING)
         }
         with warnings.catch_warnings():
@@ -136,14 +143,13 @@ def _recorded(
                 # Hooks of the old kind look for a tensor in the output until they find one.
                 if module._is_full_backward_hook is False:
                     module._backward_hooks = OrderedDict()
-            tracer = _Tracer(autowrap_functions=registered_functions())
             graph = tracer.trace(model, concrete_args=defaults or None)
             _check_drawn(model, randomness.moved())
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
                 node.meta.pop("is_wrapped", None)
             made = fx.GraphModule(tracer.root, graph, type(model).__name__)
-            return made, tracer.kept(), frozenset(tracer.read)
+            return made, tracer.kept(), frozenset(tracer.read), tuple(tracer.asked)
     except UnsupportedModel:
         raise
     except Exception as error:
@@ -155,9 +161,10 @@ def _recorded(
             if code.co_name == "forward" and "torch" not in code.co_filename.split("/"):
                 place = f" at {code.co_filename}:{last.tb_lineno}"
             last = last.tb_next
+        hint = "If it asks for sizes there, pass example_inputs. " * tracer.lacking
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}. "
-            f"{_ESCAPE}"
+            f"{hint}{_ESCAPE}"
         ) from error
 
 
@@ -226,14 +233,52 @@ def check_kind(model: Any) -> None:
 class _Proxy(fx.Proxy):
     """Knows ``x *= y`` from ``x = x * y``: whatever else is ``x`` changes too.
 
-    ``x.data = y`` leaves a node as well.
+    ``x.data = y`` and ``x[i] = y`` leave a node as well. It is the number that the sizes of example
+    inputs make of it, where code asks for one.
     """
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data":
             self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
         else:
             super().__setattr__(name, value)
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, place, value), {})
+
+    def __len__(self) -> int:
+        found = self._found()
+        return super().__len__() if found is None else len(found)
+
+    def _found(self) -> Any:
+        return cast(_Tracer, self.tracer).found(self)
+
+    def _number(self) -> Any:
+        """The number that a size is, or what is computed from sizes.
+
+        Raises:
+            TypeError: without example inputs, or where it depends on values.
+        """
+        found = self._found()
+        if _is_value(found):
+            raise TypeError("a symbolically traced value is no number")
+        return found
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """As ``x.shape``, which is a number or a tuple as well."""
 
 
 def _in_place(name: str) -> Any:
@@ -252,8 +297,14 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 class _Tracer(fx.Tracer):
     """Does not look into what users vouch for, and knows which values are still held."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...] = (), **settings: Any) -> None:
         super().__init__(**settings)
+        self._inputs = inputs
+        self._finder: _ShapeFinder | None = None
+        self._finding = False
+        # Lines of code that asked for the inputs' sizes, and whether there were none.
+        self.asked: dict[str, None] = {}
+        self.lacking = False
         self._proxies: list[weakref.ref[fx.Proxy]] = []
         self._parameters: dict[str, nn.Parameter] = {}
         # Storages of what opaque modules read, which leaves no node.
@@ -304,7 +355,46 @@ class _Tracer(fx.Tracer):
         alive = [one() for one in self._proxies]
         return frozenset(one.node for one in alive if one is not None)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        found = self.found(obj)
+        return super().to_bool(obj) if _is_value(found) else bool(found)
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        found = self.found(obj)
+        if found is None:
+            return super().iter(obj)
+        return iter([cast(Any, obj)[place] for place in range(len(found))])
+
+    def found(self, obj: fx.Proxy) -> Any:
+        """What the example inputs' sizes make of it; a tensor has a shape only.
+
+        None without example inputs, and for what depends on values.
+        """
+        if not self._inputs:
+            self.lacking = True
+            return None
+        self._finding = True
+        # What is found here is no part of the code that is recorded.
+        try:
+            with torch._C.DisableTorchFunction(), _OnMeta():
+                if self._finder is None:
+                    self._finder = _ShapeFinder(self.root, self.graph, self._inputs)
+                found = self._finder.find(obj.node)
+        except Exception as error:
+            raise _misfit(self._inputs, error) from error
+        finally:
+            self._finding = False
+        self.asked[_line()] = None
+        return found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if self._finding:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._finding:
+            return forward(*args, **kwargs)
         if own_hooks(m) and not is_scripted(m) and not super().is_leaf_module(m, ""):
             self._look_inside(m, args, kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -431,21 +521,50 @@ def _shapes(
     graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]
 ) -> Mapping[fx.Node, torch.Size]:
     """Shapes of all intermediate tensors, found on the meta device: nothing is computed."""
-    finder = None
     try:
-        finder = _ShapeFinder(graph_module)
+        finder = _ShapeFinder(graph_module, graph_module.graph, inputs)
         with _OnMeta():
-            finder.run(*inputs)
+            for node in graph_module.graph.nodes:
+                finder.find(node)
     except Exception as error:
-        sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
-        cause = error.__cause__ or error
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        if "more than 1 value per channel" in reason:
-            reason += "; give a batch of two or more"
-        raise UnsupportedModel(
-            f"example_inputs of shape {sizes} do not fit the model: {reason}"
-        ) from error
+        raise _misfit(inputs, error) from error
     return finder.shapes
+
+
+def _misfit(inputs: tuple[Tensor, ...], error: Exception) -> UnsupportedModel:
+    """What the model says to inputs of these sizes."""
+    sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    cause = error.__cause__ or error
+    reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+    if "more than 1 value per channel" in reason:
+        reason += "; give a batch of two or more"
+    return UnsupportedModel(f"example_inputs of shape {sizes} do not fit the model: {reason}")
+
+
+def _is_value(found: Any) -> bool:
+    """Whether sizes alone do not say what it is."""
+    return found is None or isinstance(found, Tensor)
+
+
+def _line() -> str:
+    """Which line of the model's code is running."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        folders = code.co_filename.split("/")
+        if "torch" not in folders and code.co_filename != __file__:
+            return f"{code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "unknown"
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    """One like it, without values."""
+    if is_lazy(tensor):
+        kind: Any = type(tensor)
+        return cast(Tensor, kind(requires_grad=False, device="meta", dtype=tensor.dtype))
+    twin = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(twin, False) if isinstance(tensor, nn.Parameter) else twin
 
 
 class _OnMeta(TorchDispatchMode):
@@ -461,28 +580,32 @@ class _OnMeta(TorchDispatchMode):
 
 
 class _ShapeFinder(fx.Interpreter):
-    """Runs a graph on a twin of its modules whose tensors have no values.
+    """Runs a graph on twins of its modules whose tensors have no values.
 
     What depends on values has no shape that could be known, nor has what depends on that.
     """
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        tensors = [*graph_module.parameters(), *graph_module.buffers()]
-        for module in graph_module.modules():
-            tensors += [one for one in tree_leaves(module.__dict__) if isinstance(one, Tensor)]
-        twins: dict[int, Any] = {}
-        for tensor in tensors:
-            if is_lazy(tensor):
-                kind: Any = type(tensor)
-                twins[id(tensor)] = kind(requires_grad=False, device="meta", dtype=tensor.dtype)
-                continue
-            twin = torch.empty_like(tensor, device="meta", requires_grad=False)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            twins[id(tensor)] = nn.Parameter(twin, False) if is_parameter else twin
-        super().__init__(copy.deepcopy(graph_module, twins), graph=graph_module.graph)
+    def __init__(self, root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__(root, graph=graph)
         self.extra_traceback = False
+        self.args_iter = iter(inputs)
+        self._twins: dict[int, Any] = {}
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.unknown: set[fx.Node] = set()
+
+    def find(self, node: fx.Node) -> Any:
+        """Its value, as far as sizes tell."""
+        waiting = [node]
+        if not self.env:
+            # They take the inputs in their order, and come before all others.
+            waiting += reversed([one for one in self.graph.nodes if one.op == "placeholder"])
+        while waiting:
+            last = waiting[-1]
+            missing = [one for one in last.all_input_nodes if one not in self.env]
+            waiting += missing
+            if not missing and waiting.pop() not in self.env:
+                self.env[last] = self.run_node(last)
+        return self.env[node]
 
     def run_node(self, n: fx.Node) -> Any:
         if any(source in self.unknown for source in n.all_input_nodes) or self._is_opaque(n):
@@ -499,6 +622,16 @@ class _ShapeFinder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
         return value
+
+    def fetch_attr(self, target: str) -> Any:
+        found = super().fetch_attr(target)
+        if id(found) not in self._twins:
+            parts = found.modules() if isinstance(found, nn.Module) else ()
+            held = [*tree_leaves([one.__dict__ for one in parts]), found]
+            for tensor in held:
+                if isinstance(tensor, Tensor) and id(tensor) not in self._twins:
+                    self._twins[id(tensor)] = _on_meta(tensor)
+        return copy.deepcopy(found, self._twins)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # Among several processes it runs on an accelerator only.

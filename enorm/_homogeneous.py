@@ -110,6 +110,7 @@ QUOTIENTS: frozenset[Any] = frozenset(
     {operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"}
 )
 CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
+STACKS: frozenset[Any] = frozenset({torch.stack})
 # Over whole axes, given by ``dim``.
 REDUCTIONS: frozenset[Any] = frozenset(
     {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}

@@ -96,6 +96,8 @@ class Plan:
         skipped: where groups end, each with its reason.
         layers: every weight that the energy counts, in call order.
         batchnorm: the BatchNorm rule these groups follow.
+        size_dependent: lines of the forward code that went on by the sizes of ``example_inputs``.
+            The plan holds for these, and for others that take the same way.
     """
 
     groups: tuple[Group, ...]
@@ -105,6 +107,7 @@ class Plan:
     fingerprint: str = field(repr=False)
     _model: weakref.ref[nn.Module] | None = field(repr=False, compare=False)
     _other: Plan | None = field(default=None, repr=False, compare=False)
+    size_dependent: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def depth(self) -> int:
@@ -191,6 +194,9 @@ class Plan:
         if self.skipped:
             skips = [(skip.where, skip.reason) for skip in self.skipped]
             parts.append(_table(("skipped", "reason"), skips))
+        if self.size_dependent:
+            lines = "\n".join(self.size_dependent)
+            parts.append(f"for inputs of sizes that take the way of example_inputs at\n{lines}")
         return "\n\n".join(parts)
 
 

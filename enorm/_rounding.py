@@ -30,6 +30,7 @@ from enorm._homogeneous import (
     REDUCTIONS,
     RESHAPES,
     SQUEEZES,
+    STACKS,
     SUMS,
     TRANSPOSED,
     UNSQUEEZES,
@@ -97,7 +98,7 @@ def error_bound(
         # A model that is itself a layer would be traced into.
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
-        interpreter = _RunningError(symbolic_trace(model, len(arguments)), rewrites)
+        interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
         result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
     if not isinstance(result, _Bounded):
         raise UnsupportedModel("no rounding bound is known for outputs that are not one tensor")
@@ -201,7 +202,7 @@ class _RunningError(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = _positional(args, kwargs)
-        if target in CONCATENATIONS:
+        if target in CONCATENATIONS or target in STACKS:
             return self._concatenated(target, args, kwargs)
         if target in (F.prelu, torch.prelu) and len(args) == 2 and isinstance(args[1], Tensor):
             return self._prelu(args[1], args[0])

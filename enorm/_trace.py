@@ -25,9 +25,10 @@ def trace(
 
     The forward code is traced symbolically (``torch.fx``) in eval and in train mode, and a group
     has to hold in both. Arguments whose default is None, a truth value, a number or a string keep
-    it, unless ``example_inputs`` reaches them. Code that branches on anything else but the model's
-    mode and such arguments is seen as it runs for a symbolic input; code that draws random numbers
-    itself is refused.
+    it, unless ``example_inputs`` reaches them. Code that branches on sizes goes the way that those
+    of ``example_inputs`` take, and ``plan.size_dependent`` says where; what else it branches on but
+    the model's mode and such arguments is seen as it runs for a symbolic input. Code that draws
+    random numbers itself is refused.
 
     A layer's rows start a group; operations that are provably positively homogeneous and keep
     units apart carry it on; layers that read it end it. Everything else is a wall: groups end
@@ -63,13 +64,14 @@ def trace(
     reasons = unusable(model, recordings, frozenset(exclude))
     print_ = fingerprint(model)
     reference = weakref.ref(model)
+    asked = tuple(dict.fromkeys(line for recording in recordings for line in recording.asked))
     plans = {}
     for rule in ("affine", "ignore"):
         walk = Walk(model, rule, reasons)
         for recording in recordings:
             walk.follow(recording)
         groups, skipped, layers = walk.result()
-        plans[rule] = Plan(groups, skipped, layers, walk.batchnorm, print_, reference)
+        plans[rule] = Plan(groups, skipped, layers, rule, print_, reference, size_dependent=asked)
     plan = linked(plans["affine"], plans["ignore"])
     walls = [skip for skip in plan.skipped if skip.reason != EXCLUDED]
     if strict and walls:

@@ -117,9 +117,10 @@ def verify(
     if plan is not None:
         check_plan(plan)
     else:
-        # Untraceable models can still be compared.
-        with contextlib.suppress(UnsupportedModel):
-            plan = trace(before)
+        # Untraceable models can still be compared, and of a single image the sizes may not do.
+        for sizes in (None, arguments):
+            with contextlib.suppress(UnsupportedModel):
+                plan = trace(before, sizes)
     old, old_form, old_units = _output(before, arguments, training, plan)
     new, new_form, new_units = _output(after, arguments, training, plan)
     if old_form != new_form or [one.shape for one in old] != [one.shape for one in new]:

@@ -32,6 +32,7 @@ from enorm._homogeneous import (
     RESHAPES,
     RESIZING,
     SQUEEZES,
+    STACKS,
     SUMS,
     TRANSPOSED,
     UNSQUEEZES,
@@ -232,6 +233,8 @@ class Walk:
             return None
         if target is setattr:
             return self._wall(node, "replaces the data of a value")
+        if target is operator.setitem:
+            return self._wall(node, "writes into a part of a value")
         if target in (getattr, operator.getitem) and node.args[0] in self.extrema:
             return self._extremum(node)
         if target is getattr:
@@ -266,6 +269,8 @@ class Walk:
             return self._product(node)
         if target in CONCATENATIONS:
             return self._concatenate(node)
+        if target in STACKS:
+            return self._stack(node)
         if target in REDUCTIONS:
             return self._reduce(node)
         if target in PERMUTATIONS:
@@ -328,20 +333,28 @@ class Walk:
             return self._only_signal(node)
         if set(operands) != set(node.all_input_nodes):
             return self._wall(node, "adds a constant")
-        first, second = (self.signals[cast(fx.Node, one)] for one in operands)
-        if first is None or second is None:
-            return self._wall(node, "adds a value that carries no scale")
-        if (
-            first.axis != second.axis
-            or first.flattened != second.flattened
-            or first.sizes != second.sizes
-        ):
-            return self._wall(node, "adds values whose units stand differently")
-        for mine, other in zip(first.parts, second.parts, strict=True):
-            if mine.root().pinned != other.root().pinned:
-                self._wall(node, "adds a value that carries no scale")
-            mine.join(other)
-        return replace(first, dimensions=self._broadcast(node, first, operands[1]))
+        first = self._join(node, "adds", operands)
+        return first and replace(first, dimensions=self._broadcast(node, first, operands[1]))
+
+    def _join(self, node: fx.Node, does: str, values: Sequence[Any]) -> Signal | None:
+        """Values that stand beside each other or are summed have to carry the same scales."""
+        signals = [self.signals[one] for one in values]
+        first, others = signals[0], [one for one in signals if one is not None][1:]
+        if first is None or len(others) < len(signals) - 1:
+            return self._wall(node, f"{does} a value that carries no scale")
+        for other in others:
+            if (
+                replace(first, parts=(), dimensions=None)
+                != replace(other, parts=(), dimensions=None)
+                or first.sizes != other.sizes
+            ):
+                return self._wall(node, f"{does} values whose units stand differently")
+        for other in others:
+            for mine, its in zip(first.parts, other.parts, strict=True):
+                if mine.root().pinned != its.root().pinned:
+                    self._wall(node, f"{does} a value that carries no scale")
+                mine.join(its)
+        return first
 
     def _product(self, node: fx.Node) -> Signal | None:
         """A product is linear in one operand while the other stays as it is."""
@@ -374,20 +387,15 @@ class Walk:
         if len(places) > 1 or True in (flattened for _, flattened in places):
             return self._wall(node, "concatenates values whose units stand differently")
         own = next(iter(places))[0]
-        counts = [
-            self._dimensions_of(one, signal)
-            for one, signal in zip(tensors, signals, strict=True)
-            if signal is not None
-        ]
-        # They all have the same, so that the first one known is that of all.
-        dimensions = next(
-            (one for one in counts if one), UNCERTAIN if UNCERTAIN in counts else None
-        )
+        dimensions = self._dimensions_of_all(tensors)
         if dimensions == UNCERTAIN and axis >= 0:
             return self._wall(node, self._ask("the number of axes is not known"))
         # Without a hint features are taken as (N, features); whoever reads them counts them.
         if (axis if axis < 0 else axis - (dimensions or 2)) != own:
-            return self._wall(node, "concatenates along another axis than that of the units")
+            if axis >= 0 and not dimensions:
+                return self._wall(node, self._ask("concatenates along an axis that is not known"))
+            first = self._join(node, "concatenates", tensors)
+            return first and replace(first, dimensions=dimensions)
         parts: list[Units] = []
         for one, signal in zip(tensors, signals, strict=True):
             if signal is not None:
@@ -397,6 +405,24 @@ class Walk:
             else:
                 return self._wall(node, self._ask("concatenates a value of unknown size"))
         return Signal(tuple(parts), own, dimensions)
+
+    def _stack(self, node: fx.Node) -> Signal | None:
+        """Values beside each other along an axis of their own."""
+        tensors = argument(node, 0, "tensors", ())
+        if not isinstance(tensors, (list, tuple)):
+            return self._wall(node, "stacks in a way that cannot be followed")
+        dimensions = self._dimensions_of_all(tensors)
+        axis = from_the_end(argument(node, 1, "dim", 0), dimensions and dimensions + 1)
+        if not dimensions or not axis:
+            return self._wall(node, self._ask("adds an axis to axes that cannot be told"))
+        first = self._join(node, "stacks", tensors)
+        return first and widened(first, dimensions, *axis)
+
+    def _dimensions_of_all(self, values: Sequence[fx.Node]) -> int | None:
+        """Of values that all have the same number of axes: the first one known is that of all."""
+        signals = [(one, self.signals[one]) for one in values]
+        counts = [self._dimensions_of(one, signal) for one, signal in signals if signal is not None]
+        return next((one for one in counts if one), UNCERTAIN if UNCERTAIN in counts else None)
 
     def _reduce(self, node: fx.Node) -> Signal | None:
         """A mean, a sum or an extremum over whole axes other than that of the units."""
@@ -780,7 +806,7 @@ _ARGUMENTS: tuple[tuple[Collection[Any], frozenset[str]], ...] = (
     ((torch.flatten, "flatten"), frozenset({"input", "start_dim", "end_dim"})),
     (SUMS, frozenset({"input", "other", "alpha"})),
     ((*PRODUCTS, *QUOTIENTS), frozenset({"input", "other", "rounding_mode"})),
-    (CONCATENATIONS, frozenset({"tensors", "dim"})),
+    ((*CONCATENATIONS, *STACKS), frozenset({"tensors", "dim"})),
     (REDUCTIONS, frozenset({"input", "dim", "axis", "keepdim"})),
     (EXTREMA, frozenset({"input", "dim", "axis", "keepdim", "other"})),
     ((*SQUEEZES, *UNSQUEEZES), frozenset({"input", "dim"})),

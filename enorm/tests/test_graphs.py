@@ -99,6 +99,14 @@ def resnet(m: Any, x: Tensor) -> Any:
     return m.out(F.adaptive_avg_pool2d(h, 1).flatten(1))
 
 
+def selective(m: Any, x: Tensor) -> Any:
+    """Branches weighed against each other by what both hold."""
+    branches = torch.stack([F.relu(m.a(x)), F.relu(m.b(x))], dim=1)
+    pooled = branches.sum(1).mean((2, 3))
+    weights = torch.softmax(m.squeeze(pooled), 1)
+    return m.c((branches * weights[..., None, None, None]).sum(dim=1))
+
+
 def normalized(m: Any, x: Tensor) -> Any:
     """The same with BatchNorm, which starts each branch anew."""
     h = F.relu(m.n0(m.stem(x)))
@@ -391,10 +399,55 @@ CASES = {
     ),
     "concatenation of positions": Case(
         convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), c=(4, 2, 1, 1)),
-        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 2)),
+        lambda m, x: m.c(torch.cat([m.a(x), F.relu(m.b(x))], 2)),
+        IMAGE,
+        [(["a", "b"], ["c"], 4)],
+    ),
+    "concatenation of positions, from the end": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), c=(4, 2, 1, 1)),
+        lambda m, x: m.c(torch.cat([h := m.a(x), -h, m.b(x)], -1)),
+        IMAGE,
+        [(["a", "b"], ["c"], 4)],
+    ),
+    "concatenation of samples": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), c=(4, 2, 1, 1), d=(4, 2, 1, 1)),
+        lambda m, x: m.c(torch.cat([h := m.a(x), m.b(x)])).sum() + m.d(h),
+        IMAGE,
+        [(["a", "b"], ["c", "d"], 4)],
+    ),
+    "concatenation of positions of other units": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 2, 3, 1), d=(3, 2, 3, 1), c=(4, 2, 1, 1)),
+        lambda m, x: m.c(torch.cat([m.a(x), torch.cat([m.b(x), m.d(x)], 1)], 2)),
         IMAGE,
         [],
-        reason="concatenates along another axis than that of the units",
+        reason="concatenates values whose units stand differently",
+    ),
+    "selective kernels": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), squeeze=(4, 2), c=(4, 2, 1, 1)),
+        selective,
+        IMAGE,
+        [(["a", "b"], ["squeeze", "c"], 4)],
+        shown=True,
+        reason="not known to be positively homogeneous",
+    ),
+    "stack behind the units": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), c=(4, 2, 1, 1)),
+        lambda m, x: m.c(torch.stack([F.relu(m.a(x)), m.b(x)], dim=-1).amax(-1)),
+        IMAGE,
+        [(["a", "b"], ["c"], 4)],
+    ),
+    "stack before the units": Case(
+        convs(a=(3, 4, 1, 1), b=(3, 4, 3, 1), c=(4, 2, 1, 1)),
+        lambda m, x: m.c(torch.stack([F.relu(m.a(x)), m.b(x)]).flatten(0, 1)),
+        IMAGE,
+        [(["a", "b"], ["c"], 4)],
+    ),
+    "stack of Linears": Case(
+        linears(a=(3, 4), b=(3, 4), c=(4, 2)),
+        lambda m, x: m.c(torch.stack([F.relu(m.a(x)), m.b(x)], 1)),
+        (7, 3),
+        [(["a", "b"], ["c"], 4)],
+        shown=True,
     ),
     "dense": Case(
         convs(a=(3, 4, 3, 1), b=(4, 3, 3, 1), c=(7, 3, 3, 1), out=(10, 2, 1, 1)),

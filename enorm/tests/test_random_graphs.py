@@ -17,6 +17,12 @@ from torch import Tensor, nn
 
 import enorm
 
+
+def _with_zeros(x: Tensor) -> Tensor:
+    x[:, :, 0] = 0.0
+    return x
+
+
 # Operations of one value that keep its shape.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -50,6 +56,13 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "first half twice": lambda x: torch.cat([x.chunk(2, 1)[0]] * 2, 1),
     "centred": lambda x: x - x.mean(1, keepdim=True),
     "softmax": lambda x: F.softmax(x, 1),
+    "written into": lambda x: _with_zeros(x.clone()),
+}
+# The same, of code that asks for sizes, which only example inputs tell.
+SIZED: dict[str, Callable[[Tensor], Tensor]] = {
+    "even or odd": lambda x: F.relu(x) if x.size(2) % 2 == 0 else torch.sigmoid(x),
+    "row by row": lambda x: torch.cat([F.relu(x[:, :, i : i + 1]) for i in range(x.size(2))], 2),
+    "by its root": lambda x: x * int(x.flatten(1).shape[1] ** 0.5),
 }
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -147,8 +160,8 @@ class Program(nn.Module):
             place = self.place(len(values), one.second)
             if one.kind in LAYERS:
                 value = getattr(self, f"layer{number}")(first)
-            elif one.kind in UNARY:
-                value = UNARY[one.kind](first)
+            elif one.kind in UNARY or one.kind in SIZED:
+                value = (UNARY | SIZED)[one.kind](first)
             elif one.kind == "cat":
                 value = torch.cat([first, values[place]], 1)
             elif self.widths[self.place(len(values), one.first)] == self.widths[place]:
@@ -168,6 +181,7 @@ KINDS = [
     *LAYERS,
     *["relu", "add"] * 8,
     *UNARY,
+    *SIZED,
     *BINARY,
     *["cat"] * 3,
 ]
@@ -197,6 +211,7 @@ def test_whatever_the_plan_the_function_is_kept(
                 drawn = drawn if positive else drawn * signs
                 tensor.copy_(drawn * uneven.view(-1, *[1] * (tensor.dim() - 1)))
     inputs = torch.randn(2, 4, 4, 4, generator=generator, dtype=torch.float64)
+    shown = shown or any(one.kind in SIZED for one in instructions)
     plan = enorm.trace(model, inputs if shown else None)
     producers = max((len(group.producers) for group in plan.groups), default=0)
     sliced = any(one.start for group in plan.groups for one in group.consumers)

@@ -327,7 +327,14 @@ CASES = {
     "multiplied from the left, one unit": Case(
         lambda: Written(lambda m, x: m.b(2 * F.relu(m.a(x))), 1), [(["a"], ["b"], 1)]
     ),
-    "concatenated along samples": Case(hidden(lambda h: torch.cat([h, h]))),
+    "concatenated along an axis that is not known": Case(hidden(lambda h: torch.cat([h, h]))),
+    "concatenated with a constant": Case(
+        positions(lambda h: torch.cat([h, torch.ones(2, 2, 3, 3)], 2), 36)
+    ),
+    "stacked, axes unknown": Case(hidden(lambda h: torch.stack([h, h]).sum(0))),
+    "stacked with a constant": Case(
+        positions(lambda h: torch.stack([h, torch.ones(2, 2, 3, 3)], 2).sum(2))
+    ),
     "concatenated blocks": Case(
         positions(lambda h: torch.cat([h.flatten(1), h.flatten(1)], 1), 36),
     ),
@@ -441,9 +448,14 @@ REASONS = {
     "multiplied from the right, in place": (
         "mul_ in forward: divides by activations, or overwrites what is multiplied"
     ),
-    "concatenated along samples": (
-        "cat in forward: concatenates along another axis than that of the units"
+    "concatenated along an axis that is not known": (
+        "cat in forward: concatenates along an axis that is not known: pass example_inputs"
     ),
+    "concatenated with a constant": "cat in forward: concatenates a value that carries no scale",
+    "stacked, axes unknown": (
+        "stack in forward: adds an axis to axes that cannot be told: pass example_inputs"
+    ),
+    "stacked with a constant": "stack in forward: stacks a value that carries no scale",
     "concatenated blocks": "cat in forward: concatenates values whose units stand differently",
     "concatenated, axes unknown": (
         "cat in forward: the number of axes is not known: pass example_inputs"

@@ -1,0 +1,230 @@
+"""Code that asks for sizes goes the way that those of the example inputs take."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import enorm
+from enorm.tests.test_trace import groups
+
+
+class Between(nn.Module):
+    """Two convolutions and what ``code`` makes of the values between them."""
+
+    def __init__(self, code: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.code = code
+        self.a, self.b = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        y: Tensor = self.b(self.code(F.relu(self.a(x))))
+        return y
+
+
+class Attributes:
+    """Keeps what it is given, as a cache does."""
+
+    last: Tensor | None = None
+
+
+def padded(x: Tensor) -> Tensor:
+    """To even sizes, as windows want it."""
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return x
+
+
+def halved(x: Tensor) -> Tensor:
+    """Padded as strided convolutions in other frameworks do."""
+    missing = max(math.ceil(x.shape[2] / 2) * 2 - x.shape[2], 0)
+    return F.max_pool2d(F.pad(x, (0, 0, 0, missing)), 2) if missing >= 0 else x
+
+
+def by_rows(x: Tensor) -> Tensor:
+    """One after the other."""
+    return torch.cat([x[:, :, row : row + 1] for row in range(x.shape[2])], 2)
+
+
+def by_parts(x: Tensor) -> Tensor:
+    """As many axes as there are."""
+    last = list(x.shape)[-1]
+    return x * last if len(x.shape) == 4 else torch.sigmoid(x)
+
+
+def by_samples(x: Tensor) -> Tensor:
+    """As many as the batch has."""
+    return F.relu(x) if len(x) == 2 else torch.sigmoid(x)
+
+
+def by_root(x: Tensor) -> Tensor:
+    """The side of a square."""
+    side = int(x.flatten(2).shape[2] ** 0.5)
+    wide: Tensor = F.pad(x, (0, side)) * float(x.shape[3])
+    return wide
+
+
+ASK = [padded, halved, by_rows, by_parts, by_samples, by_root]
+
+
+@pytest.mark.parametrize("code", ASK, ids=lambda code: code.__name__)
+def test_code_that_asks_for_sizes_is_followed(code: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Between(code).double()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    hint = r"If it asks for sizes there, pass example_inputs\. Where"
+    with pytest.raises(enorm.UnsupportedModel, match=hint):
+        enorm.trace(model)
+    plan = enorm.trace(model, inputs)
+    assert groups(plan) == [(["a"], ["b"], 5)]
+    assert plan.skipped == ()
+    lines, start = inspect.getsourcelines(code)
+    places = [f"{__file__}:{line}" for line in range(start, start + len(lines))]
+    assert set(plan.size_dependent) <= set(places)
+    assert plan.size_dependent
+    before = copy.deepcopy(model)
+    enorm.balance_(model, plan)
+    assert not torch.equal(model.a.weight, before.a.weight)
+    torch.testing.assert_close(model(inputs), before(inputs), rtol=1e-9, atol=1e-9)
+    assert enorm.verify(before, model, inputs).ok
+    assert enorm.verify(before, model, inputs).group == plan.groups[0]
+
+
+def test_other_sizes_go_another_way() -> None:
+    model = Between(lambda x: F.relu(x) if x.shape[2] > 6 else torch.sigmoid(x))
+    small, large = (enorm.trace(model, torch.empty(2, 3, size, size)) for size in (6, 7))
+    assert (len(small.groups), len(large.groups)) == (0, 1)
+    assert small.size_dependent == large.size_dependent == large.under("ignore").size_dependent
+
+
+def test_the_plan_says_where_sizes_count() -> None:
+    plan = enorm.trace(Between(padded), torch.empty(2, 3, 6, 6))
+    assert str(plan).endswith(
+        "\n\nfor inputs of sizes that take the way of example_inputs at\n"
+        + "\n".join(plan.size_dependent)
+    )
+    assert pickle.loads(pickle.dumps(plan)).size_dependent == plan.size_dependent
+    assert enorm.trace(Between(F.relu), torch.empty(2, 3, 6, 6)).size_dependent == ()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x * int(x.sum()),
+        lambda x: x * float(x.amax()),
+        lambda x: x[:, :, : x.argmax() + 1].repeat(1, 1, range(x.count_nonzero())[0], 1),
+        lambda x: torch.cat(list(x[x > 0])),
+        lambda x: x if len(x[x > 0]) else -x,
+    ],
+)
+def test_sizes_do_not_tell_values(code: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(enorm.UnsupportedModel, match="cannot be traced") as raised:
+        enorm.trace(Between(code), torch.empty(2, 3, 6, 6))
+    assert "pass example_inputs" not in str(raised.value)
+
+
+def test_sizes_that_do_not_fit_are_told_where_code_asks_for_them() -> None:
+    with pytest.raises(enorm.UnsupportedModel, match=r"shape \(2, 4, 6, 6\) do not fit the model"):
+        enorm.trace(Between(padded), torch.empty(2, 4, 6, 6))
+    normalized = Between(lambda x: padded(x.mean((2, 3), keepdim=True)))
+    normalized.add_module(
+        "a", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Conv2d(3, 5, 1))
+    )
+    with pytest.raises(enorm.UnsupportedModel, match="give a batch of two or more"):
+        enorm.trace(normalized, torch.empty(1, 3, 6, 6))
+
+
+def test_what_is_found_on_the_way_leaves_nothing() -> None:
+    """Neither in the graph nor in the model, whatever its layers keep."""
+
+    class Keeps(nn.Module):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cache = Attributes()
+            self.register_buffer("count", torch.zeros(()))
+            self.a, self.norm, self.b = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            self.cache.last = x
+            x = F.relu(self.norm(self.a(x)))
+            if x.shape[2] > 3:
+                # Not there yet when the first size was asked for.
+                x = x * torch.rand_like(torch.zeros(5, 1, 1))
+            return x if x.shape[1] == 4 else self.b(x)
+
+    model = Keeps()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(enorm.UnsupportedModel, match="draws from torch's generator"):
+        enorm.trace(model, torch.empty(2, 3, 6, 6))
+    assert model.cache.last is None
+    for name, value in model.state_dict().items():
+        assert not value.is_meta
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_constants_and_modules_have_their_sizes() -> None:
+    """Those of lazy modules, shared ones, and constants that come up between two questions."""
+
+    def code(x: Tensor) -> Tensor:
+        if x.shape[2] == 6:
+            x = x + torch.zeros(5, 1, 7)[..., :1]
+        return F.relu(x) if x.shape[3] == 6 else torch.sigmoid(x)
+
+    model = Between(code)
+    plan = enorm.trace(model, torch.empty(2, 3, 6, 6))
+    assert [skip.where for skip in plan.skipped] == ["add in forward"]
+    assert len(plan.size_dependent) == 2
+
+    lazy = Between(padded)
+    lazy.add_module("b", nn.LazyConv2d(2, 1))
+    lazy.add_module("c", lazy.a)
+    assert len(enorm.trace(lazy, torch.empty(2, 3, 6, 6)).size_dependent) == 1
+
+
+def write(into: Tensor, place: Any, value: Any) -> None:
+    """As a statement writes."""
+    into[place] = value
+
+
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "a unit": lambda y: y[:, 0].fill_(1.0),
+    "units": lambda y: write(y, (slice(None), slice(2)), 1.0),
+    "positions": lambda y: write(y, (..., 0), 1.0),
+    "a view": lambda y: write(y.transpose(0, 1), 0, 1.0),
+    "its own values": lambda y: write(y, (slice(None), slice(1)), y[:, 1:2]),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_written_into_in_part_is_a_wall(name: str, shown: bool) -> None:
+    def code(x: Tensor) -> Tensor:
+        WRITES[name](x)
+        return x
+
+    plan = enorm.trace(Between(code), torch.empty(2, 3, 6, 6) if shown else None)
+    assert not plan.groups
+    assert plan.skipped
+
+
+def test_a_mask_made_in_parts_is_no_activation() -> None:
+    def code(x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[2])
+        mask[0] = 0.0
+        return x * mask[:, None]
+
+    assert groups(enorm.trace(Between(code), torch.empty(2, 3, 6, 6))) == [(["a"], ["b"], 5)]
