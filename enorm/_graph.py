@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import inspect
 import math
@@ -316,7 +317,21 @@ class _Tracer(fx.Tracer):
             for kind, count in _BATCH_NORM_AXES.items():
                 recorded = _recorded_check(kind, count)
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
+            for name in _CONSTRUCTORS:
+                recorded = self._recorded_constructor(getattr(torch, name))
+                stack.enter_context(mock.patch.object(torch, name, recorded))
             return super().trace(root, concrete_args)
+
+    def _recorded_constructor(self, function: Any) -> Any:
+        """``function``, for sizes and devices that are values of the graph a node of it."""
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(one, fx.Proxy) for one in tree_leaves((args, kwargs))):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return wrapped
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in ("get_attr", "call_module"):
@@ -425,6 +440,13 @@ class _Tracer(fx.Tracer):
 _BATCH_NORM_AXES = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
+# What makes a tensor and takes no other, so that torch would not ask a value of the graph first.
+_CONSTRUCTORS = (
+    *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "tensor", "as_tensor"),
+    *("rand", "randn", "randint", "randperm"),
+)
+
+
 def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
     """``_check_input_dim`` of a BatchNorm, for values of the graph an assertion in it."""
     check = vars(kind)["_check_input_dim"]
@@ -523,7 +545,9 @@ def _shapes(
     """Shapes of all intermediate tensors, found on the meta device: nothing is computed."""
     try:
         finder = _ShapeFinder(graph_module, graph_module.graph, inputs)
-        with _OnMeta():
+        with _OnMeta(), warnings.catch_warnings():
+            # What the code is warned of, it is when it runs.
+            warnings.simplefilter("ignore")
             for node in graph_module.graph.nodes:
                 finder.find(node)
     except Exception as error:

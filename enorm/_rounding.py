@@ -39,6 +39,7 @@ from enorm._homogeneous import (
     pooled_axes,
 )
 from enorm._sharded import own_hooks
+from enorm._untouched import randomness_of
 
 # What is random in train mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -99,7 +100,13 @@ def error_bound(
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
         interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
+        randomness = randomness_of(model)
         result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
+        if drawn := randomness.moved():
+            randomness.restore()
+            raise UnsupportedModel(
+                f"no rounding bound is known for numbers drawn from {' and '.join(drawn)}"
+            )
     if not isinstance(result, _Bounded):
         raise UnsupportedModel("no rounding bound is known for outputs that are not one tensor")
     return 1.01 * result.error
@@ -224,7 +231,7 @@ class _RunningError(fx.Interpreter):
             return getattr(value, target)(*rest, **named)
 
         args, kwargs = _positional(args, kwargs)
-        if target in ("size", "dim"):
+        if target in ("size", "dim") or not _has_bounded((*args, *kwargs.values())):
             return self._plain(call, args, kwargs)
         if target in _MOVES:
             return self._moved(call, args, kwargs)

@@ -228,3 +228,59 @@ def test_a_mask_made_in_parts_is_no_activation() -> None:
         return x * mask[:, None]
 
     assert groups(enorm.trace(Between(code), torch.empty(2, 3, 6, 6))) == [(["a"], ["b"], 5)]
+
+
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda x: torch.zeros(x.size(0), 1, 1, 1, device=x.device),
+    "ones": lambda x: torch.ones(x.shape, dtype=x.dtype),
+    "full": lambda x: torch.full((x.shape[0], 1, 1, 1), 2.0),
+    "empty": lambda x: torch.empty(x.shape[2:], device=x.device).fill_(3.0),
+    "eye": lambda x: torch.eye(x.shape[2], x.shape[3]),
+    "arange": lambda x: torch.arange(x.size(3), device=x.device),
+    "linspace": lambda x: torch.linspace(0, 1, x.size(3), device=x.device),
+    "tensor": lambda x: torch.tensor([2.0, 3.0], device=x.device)[0],
+    "as_tensor": lambda x: torch.as_tensor(x.shape[1], device=x.device),
+    "rand": lambda x: torch.rand(x.shape[0], 1, 1, 1, device=x.device) < 0.5,
+    "randn": lambda x: torch.randn(x.shape[2:]),
+    "randint": lambda x: torch.randint(3, (x.shape[3],), device=x.device),
+    "randperm": lambda x: torch.randperm(x.shape[3], device=x.device),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_tensors_made_of_sizes_are_part_of_the_graph(name: str) -> None:
+    """Without example inputs, for their sizes are those of each input."""
+    torch.manual_seed(0)
+    function = getattr(torch, name)
+    model = Between(lambda x: x * MADE[name](x)).double()
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["a"], ["b"], 5)]
+    assert plan.size_dependent == ()
+    assert getattr(torch, name) is function
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    before = copy.deepcopy(model)
+    enorm.balance_(model, plan)
+    if name.startswith("rand"):
+        state = torch.get_rng_state()
+        with pytest.raises(enorm.UnsupportedModel, match="numbers drawn from torch's generator"):
+            enorm.error_bound(model, inputs)
+        assert torch.equal(torch.get_rng_state(), state)
+        return
+    verified = enorm.verify(before, model, inputs)
+    assert verified.ok
+    assert verified.bound is not None, verified.reason
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda x: x * torch.full((1,), x.amax()),
+        lambda x: x * torch.tensor(x.sum()),
+        lambda x: x * torch.as_tensor(x.mean()),
+        lambda x: x * torch.arange(x.argmax()).sum(),
+        lambda x: x * torch.linspace(0, x.mean(), 6),
+    ],
+)
+def test_tensors_made_of_activations_are_walls(code: Callable[[Tensor], Tensor]) -> None:
+    for inputs in (None, torch.empty(2, 3, 6, 6)):
+        assert not enorm.trace(Between(code), inputs).groups
