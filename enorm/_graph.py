@@ -41,9 +41,6 @@ _ESCAPE = (
     "Where layers follow each other there, say so: enorm.plan_from_layers(model, [names of layers])"
 )
 
-# Defaults that decide which way the forward code goes.
-_DECIDING = (type(None), bool, int, float, str)
-
 
 @dataclass(frozen=True)
 class Recording:
@@ -131,20 +128,14 @@ def _recorded(
     """
     tracer = _Tracer(inputs, autowrap_functions=registered_functions())
     try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in parameters[len(inputs) :]
-            if isinstance(parameter.default, _DECIDING)
-        }
         with warnings.catch_warnings():
-            # fx warns that it cannot assert the value of a default that is a number or a string.
+            # What the code is warned of, it is when it runs.
             warnings.simplefilter("ignore")
             for module in model.modules():
                 # Hooks of the old kind look for a tensor in the output until they find one.
                 if module._is_full_backward_hook is False:
                     module._backward_hooks = OrderedDict()
-            graph = tracer.trace(model, concrete_args=defaults or None)
+            graph = tracer.trace(model)
             _check_drawn(model, randomness.moved())
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
@@ -162,7 +153,7 @@ def _recorded(
             if code.co_name == "forward" and "torch" not in code.co_filename.split("/"):
                 place = f" at {code.co_filename}:{last.tb_lineno}"
             last = last.tb_next
-        hint = "If it asks for sizes there, pass example_inputs. " * tracer.lacking
+        hint = "If it asks for sizes there, give enorm.trace example_inputs. " * tracer.lacking
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}. "
             f"{hint}{_ESCAPE}"
@@ -306,6 +297,8 @@ class _Tracer(fx.Tracer):
         # Lines of code that asked for the inputs' sizes, and whether there were none.
         self.asked: dict[str, None] = {}
         self.lacking = False
+        self._returning = False
+        self._objects: list[Any] = []
         self._proxies: list[weakref.ref[fx.Proxy]] = []
         self._parameters: dict[str, nn.Parameter] = {}
         # Storages of what opaque modules read, which leaves no node.
@@ -317,21 +310,65 @@ class _Tracer(fx.Tracer):
             for kind, count in _BATCH_NORM_AXES.items():
                 recorded = _recorded_check(kind, count)
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
-            for name in _CONSTRUCTORS:
-                recorded = self._recorded_constructor(getattr(torch, name))
-                stack.enter_context(mock.patch.object(torch, name, recorded))
+            for owner, names in _SIZED.items():
+                for name in names:
+                    sized = self._recorded_by_size(owner, name)
+                    stack.enter_context(mock.patch.object(owner, name, sized))
             return super().trace(root, concrete_args)
 
-    def _recorded_constructor(self, function: Any) -> Any:
-        """``function``, for sizes and devices that are values of the graph a node of it."""
+    def _recorded_by_size(self, owner: Any, name: str) -> Any:
+        """The function, for sizes and devices that are values of the graph a node of it."""
+        function = getattr(owner, name)
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if any(isinstance(one, fx.Proxy) for one in tree_leaves((args, kwargs))):
+                if owner is Tensor:
+                    return self.create_proxy("call_method", name, args, kwargs)
                 return self.create_proxy("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
         return wrapped
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """What the forward code is called with: arguments keep defaults that are no tensors."""
+        parameters = list(inspect.signature(cast(Any, self.root).forward).parameters.values())
+        if not self._inputs and any(one.kind is one.VAR_POSITIONAL for one in parameters):
+            # Then there is one value for all of them, whose parts are counted by nobody.
+            return super().create_args_for_root(root_fn, is_module)
+        positional: list[Any] = [self.root]
+        named: dict[str, fx.Proxy] = {}
+        by_name = False
+        for place, one in enumerate(parameters):
+            is_input = place < len(self._inputs) or isinstance(one.default, Tensor)
+            if one.kind is one.VAR_POSITIONAL:
+                rest = [f"{one.name}_{number}" for number in range(len(self._inputs) - place)]
+                positional += [self.create_proxy("placeholder", name, (), {}) for name in rest]
+            elif one.kind is one.VAR_KEYWORD or not (is_input or one.default is one.empty):
+                by_name = True
+            elif by_name or one.kind is one.KEYWORD_ONLY:
+                named[one.name] = self.create_proxy("placeholder", one.name, (), {})
+            else:
+                positional.append(self.create_proxy("placeholder", one.name, (), {}))
+
+        def run(*args: Any) -> Any:
+            returned = root_fn(*args, **named)
+            self._returning = True
+            return returned
+
+        return run, positional
+
+    def create_arg(self, a: Any) -> Any:
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            if not self._returning:
+                raise
+            # An object of the model's own is returned: what is in it counts as kept.
+            self._objects.append(a)
+            return None
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in ("get_attr", "call_module"):
@@ -440,11 +477,18 @@ class _Tracer(fx.Tracer):
 _BATCH_NORM_AXES = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
-# What makes a tensor and takes no other, so that torch would not ask a value of the graph first.
-_CONSTRUCTORS = (
-    *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "tensor", "as_tensor"),
-    *("rand", "randn", "randint", "randperm"),
-)
+# What takes sizes and devices, and a tensor that is no value of the graph or none: torch does not
+# ask whether any of them is.
+_SIZED: dict[Any, tuple[str, ...]] = {
+    torch: (
+        *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "tensor", "as_tensor"),
+        *("rand", "randn", "randint", "randperm"),
+    ),
+    Tensor: (
+        *("expand", "view", "reshape", "unflatten", "repeat", "tile", "narrow", "to"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    ),
+}
 
 
 def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:

@@ -224,7 +224,7 @@ class Stacked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As described."""
         h = torch.relu(self.trunk(x))
-        result: Tensor = self.head(torch.stack([expert(h) for expert in self.experts], 1).sum(1))
+        result: Tensor = self.head(torch.hypot(*[expert(h) for expert in self.experts]))
         return result
 
 
@@ -253,7 +253,7 @@ def unhooked() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (Stacked, "no rounding bound is known for stack"),
+        (Stacked, "no rounding bound is known for hypot"),
         (pruned, r"no rounding bound is known for 2 \(Linear\), which has forward hooks"),
         (hooked, r"no rounding bound is known for 1 \(ReLU\), which has forward hooks"),
         (unhooked, r"no rounding bound is known for 2 \(Linear\) without its weight"),
