@@ -21,13 +21,13 @@ from enorm import reference
 from enorm._balance import BalanceResult, balance_, energy, residual
 from enorm._descent import Progress
 from enorm._followers import register_state_rule
-from enorm._graph import UnsupportedModel
 from enorm._homogeneous import register_homogeneous
 from enorm._manual import plan_from_layers
 from enorm._plan import Consumer, Group, Layer, Plan, Producer, Skip
 from enorm._rounding import error_bound
 from enorm._stepper import ENorm
 from enorm._trace import trace
+from enorm._unsupported import UnsupportedModel
 from enorm._verify import Verification, verify
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from enorm._functional import owner_of
-from enorm._graph import UnsupportedModel, set_mode, symbolic_trace
+from enorm._graph import set_mode, symbolic_trace
 from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -39,6 +39,7 @@ from enorm._homogeneous import (
     pooled_axes,
 )
 from enorm._sharded import own_hooks
+from enorm._unsupported import UnsupportedModel
 from enorm._untouched import randomness_of
 
 # What is random in train mode.

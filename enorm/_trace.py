@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from enorm._graph import UnsupportedModel, check_kind, record
+from enorm._graph import check_kind, record
 from enorm._modules import EXCLUDED, fingerprint, unusable
 from enorm._plan import Plan, linked
+from enorm._unsupported import UnsupportedModel
 from enorm._walk import Walk
 
 
@@ -24,11 +25,11 @@ def trace(
     """Find which axes of which weights may share a scale without changing the model's function.
 
     The forward code is traced symbolically (``torch.fx``) in eval and in train mode, and a group
-    has to hold in both. Arguments whose default is None, a truth value, a number or a string keep
-    it, unless ``example_inputs`` reaches them. Code that branches on sizes goes the way that those
-    of ``example_inputs`` take, and ``plan.size_dependent`` says where; what else it branches on but
-    the model's mode and such arguments is seen as it runs for a symbolic input. Code that draws
-    random numbers itself is refused.
+    has to hold in both. Arguments keep defaults that are no tensors, unless ``example_inputs`` has
+    them. Code that branches on sizes goes the way that those of ``example_inputs`` take, and
+    ``plan.size_dependent`` says where; what else it branches on but the model's mode and such
+    arguments is seen as it runs for a symbolic input. Code that draws random numbers itself is
+    refused.
 
     A layer's rows start a group; operations that are provably positively homogeneous and keep
     units apart carry it on; layers that read it end it. Everything else is a wall: groups end
@@ -36,9 +37,9 @@ def trace(
 
     Args:
         model: the network. Nothing in it is changed or run on data.
-        example_inputs: a tensor or a tuple of tensors, used only for their shapes. Without it
-            inputs are taken as batched: ``(N, features)`` where BatchNorm or a flatten follows a
-            Linear, ``(N, channels, *positions)`` in front of a convolution.
+        example_inputs: a tensor, a tuple of tensors or tensors by argument, used only for their
+            shapes. Without it inputs are taken as batched: ``(N, features)`` where BatchNorm or a
+            flatten follows a Linear, ``(N, channels, *positions)`` in front of a convolution.
         strict: raise on the first wall instead of listing it.
         exclude: names of modules whose parameters stay untouched. Naming the last layer leaves
             out the last pair, as the authors' released code does.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from enorm._blame import largest_change, watched
-from enorm._graph import UnsupportedModel
 from enorm._plan import Group, Plan, check_plan
 from enorm._rounding import error_bound, in_mode
 from enorm._trace import trace
+from enorm._unsupported import UnsupportedModel
 
 # Draws of noise; the largest change that one of them makes is the measure.
 _DRAWS = 4

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from enorm._axes import argument, from_the_end, indexed, is_single, widened, without
 from enorm._functional import attribute, is_layer, owner_of
-from enorm._graph import Recording, UnsupportedModel
+from enorm._graph import Recording
 from enorm._homogeneous import (
     BATCH_NORMS,
     CASTS,
@@ -47,6 +47,7 @@ from enorm._memory import is_lazy
 from enorm._modules import EXCLUDED
 from enorm._plan import BatchNormRule, Consumer, Group, Layer, Producer, Skip
 from enorm._units import UNCERTAIN, Signal, Units
+from enorm._unsupported import UnsupportedModel
 
 
 class Walk:

@@ -616,8 +616,8 @@ def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
     ):
         enorm.trace(TwoInputs(), (torch.zeros(2, 5), torch.zeros(3)))
     assert capsys.readouterr() == ("", "")
-    with pytest.raises(TypeError, match="must be a tensor or a tuple of tensors, got dict"):
-        enorm.trace(model, {"x": torch.zeros(2, 6)})
+    with pytest.raises(TypeError, match="tensor, a tuple of tensors or tensors by name, got list"):
+        enorm.trace(model, [torch.zeros(2, 6)])
     with pytest.raises(TypeError, match="exclude must be a list of module names"):
         enorm.trace(model, exclude="2")
 

@@ -153,7 +153,10 @@ X = torch.zeros(2, 6)
         (Optional(), (X, X, X), r"^example_inputs has 3 tensors, and forward takes x, y$"),
         (Open(), (X, X), r"^example_inputs has 2 tensors, and forward takes x$"),
         (Alone(), X, r"^example_inputs has 1 tensor, and forward takes none$"),
-        (ByName(), X, r"^forward takes 'y' by its name only, which example_inputs cannot give"),
+        (ByName(), X, r"^forward takes 'y' by its name only: give example_inputs by name, {'y':"),
+        (ByName(), {"x": X}, r"^example_inputs lacks 'y', and forward takes x, y$"),
+        (Two(), {"x": X, "z": X}, r"^example_inputs has 'z', and forward takes x, y$"),
+        (Alone(), {"x": X}, r"^example_inputs has 'x', and forward takes none$"),
         (Silent(), X, r"^example_inputs of shape \(2, 6\) do not fit the model: AssertionError$"),
     ],
 )
@@ -168,7 +171,10 @@ def test_as_many_example_inputs_as_fit() -> None:
         (Optional(), X),
         (Optional(), (X, X)),
         (Open(), X),
+        (Open(), {"x": X, "z": X}),
         (Many(), (X, X)),
+        (ByName(), {"y": X, "x": X}),
+        (Optional(), {"y": X, "x": X}),
     ):
         assert len(enorm.trace(model, given).groups) == 1
 

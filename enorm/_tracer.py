@@ -1,0 +1,331 @@
+"""``torch.fx``'s tracer, for which user code needs to be written less for it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import inspect
+import operator
+import weakref
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from enorm._calls import is_scripted
+from enorm._examples import Inputs, OnMeta, ShapeFinder, misfit
+from enorm._homogeneous import registered_modules
+from enorm._memory import is_lazy, storage
+from enorm._sharded import own_hooks
+from enorm._unsupported import ESCAPE, UnsupportedModel
+from enorm._untouched import randomness_of
+
+
+class _Proxy(fx.Proxy):
+    """Knows ``x *= y`` from ``x = x * y``: whatever else is ``x`` changes too.
+
+    ``x.data = y`` and ``x[i] = y`` leave a node as well. It is the number that the sizes of example
+    inputs make of it, where code asks for one.
+    """
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
+        else:
+            super().__setattr__(name, value)
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, place, value), {})
+
+    def __len__(self) -> int:
+        found = self._found()
+        return super().__len__() if found is None else len(found)
+
+    def _found(self) -> Any:
+        return cast(Tracer, self.tracer).found(self)
+
+    def _number(self) -> Any:
+        """The number that a size is, or what is computed from sizes.
+
+        Raises:
+            TypeError: without example inputs, or where it depends on values.
+        """
+        found = self._found()
+        if _is_value(found):
+            raise TypeError("a symbolically traced value is no number")
+        return found
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """As ``x.shape``, which is a number or a tuple as well."""
+
+
+def _in_place(name: str) -> Any:
+    target = getattr(operator, name)
+
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class Tracer(fx.Tracer):
+    """Does not look into what users vouch for, and knows which values are still held."""
+
+    def __init__(self, inputs: Inputs, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._inputs = inputs
+        self._finder: ShapeFinder | None = None
+        self._finding = False
+        # Lines of code that asked for the inputs' sizes, and whether there were none.
+        self.asked: dict[str, None] = {}
+        self.lacking = False
+        self._returning = False
+        self._objects: list[Any] = []
+        self._proxies: list[weakref.ref[fx.Proxy]] = []
+        self._parameters: dict[str, nn.Parameter] = {}
+        # Storages of what opaque modules read, which leaves no node.
+        self.read: set[int] = set()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self._parameters = dict(root.named_parameters(remove_duplicate=False))
+        with contextlib.ExitStack() as stack:
+            for kind, count in _BATCH_NORM_AXES.items():
+                recorded = _recorded_check(kind, count)
+                stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
+            for owner, names in _SIZED.items():
+                for name in names:
+                    sized = self._recorded_by_size(owner, name)
+                    stack.enter_context(mock.patch.object(owner, name, sized))
+            return super().trace(root, concrete_args)
+
+    def _recorded_by_size(self, owner: Any, name: str) -> Any:
+        """The function, for sizes and devices that are values of the graph a node of it."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(one, fx.Proxy) for one in tree_leaves((args, kwargs))):
+                if owner is Tensor:
+                    return self.create_proxy("call_method", name, args, kwargs)
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """What the forward code is called with: arguments keep defaults that are no tensors."""
+        parameters = inspect.signature(cast(Any, self.root).forward).parameters
+        any_number = [one.name for one in parameters.values() if one.kind is one.VAR_POSITIONAL]
+        if any_number and not self._inputs:
+            # Then there is one value for all of them, whose parts nobody has counted.
+            return super().create_args_for_root(root_fn, is_module)
+        positional: list[Any] = [self.root]
+        named: dict[str, fx.Proxy] = {}
+        for one in parameters.values():
+            if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                continue
+            is_input = one.default is one.empty or isinstance(one.default, Tensor)
+            if not is_input and one.name not in self._inputs:
+                continue
+            made = self.create_proxy("placeholder", one.name, (), {})
+            # Behind one that keeps its default only a name tells which it is.
+            if one.kind is one.KEYWORD_ONLY or len(positional) <= list(parameters).index(one.name):
+                named[one.name] = made
+            else:
+                positional.append(made)
+        for name in self._inputs:
+            if name not in parameters:
+                made = self.create_proxy("placeholder", name, (), {})
+                if any_number and name.startswith(f"{any_number[0]}_"):
+                    positional.append(made)
+                else:
+                    named[name] = made
+
+        def run(*args: Any) -> Any:
+            returned = root_fn(*args, **named)
+            self._returning = True
+            return returned
+
+        return run, positional
+
+    def create_arg(self, a: Any) -> Any:
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            if not self._returning:
+                raise
+            # An object of the model's own is returned: what is in it counts as kept.
+            self._objects.append(a)
+            return None
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind in ("get_attr", "call_module"):
+            self._check_own(str(target))
+        return super().create_node(kind, target, *args, **kwargs)
+
+    def _check_own(self, target: str) -> None:
+        """Raise if the forward code has put other parameters where the model has its own.
+
+        As ``torch.func.functional_call`` does: what they are called now says nothing.
+        """
+        holder, _, key = target.rpartition(".")
+        owner = self.root.get_submodule(holder)
+        found: Any = owner._modules.get(key)
+        inside = (
+            {target: owner._parameters.get(key)}
+            if found is None
+            else {f"{target}.{name}": one for name, one in found.named_parameters()}
+        )
+        for name, parameter in inside.items():
+            if self._parameters.get(name) is not parameter:
+                raise UnsupportedModel(
+                    f"{type(self.root).__name__} cannot be traced: its forward code puts another "
+                    f"parameter in the place of {name!r}. {ESCAPE}"
+                )
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = _Proxy(node, self)
+        self._proxies.append(weakref.ref(made))
+        return made
+
+    def kept(self) -> frozenset[fx.Node]:
+        """Nodes whose proxies somebody still holds: an attribute, a closure, a global name."""
+        if any(one() is not None for one in self._proxies):
+            gc.collect()
+        alive = [one() for one in self._proxies]
+        return frozenset(one.node for one in alive if one is not None)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        found = self.found(obj)
+        return super().to_bool(obj) if _is_value(found) else bool(found)
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        found = self.found(obj)
+        if found is None:
+            return super().iter(obj)
+        return iter([cast(Any, obj)[place] for place in range(len(found))])
+
+    def found(self, obj: fx.Proxy) -> Any:
+        """What the example inputs' sizes make of it; a tensor has a shape only.
+
+        None without example inputs, and for what depends on values.
+        """
+        if not self._inputs:
+            self.lacking = True
+            return None
+        self._finding = True
+        # What is found here is no part of the code that is recorded.
+        try:
+            with torch._C.DisableTorchFunction(), OnMeta():
+                if self._finder is None:
+                    self._finder = ShapeFinder(self.root, self.graph, self._inputs)
+                found = self._finder.find(obj.node)
+        except Exception as error:
+            raise misfit(self._inputs, error) from error
+        finally:
+            self._finding = False
+        self.asked[_line()] = None
+        return found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if self._finding:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._finding:
+            return forward(*args, **kwargs)
+        if own_hooks(m) and not is_scripted(m) and not super().is_leaf_module(m, ""):
+            self._look_inside(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _look_inside(self, m: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note what the forward code of an opaque module reads, of the whole model's tensors."""
+        before, randomness = len(self.graph.nodes), randomness_of(self.root)
+        # What cannot be recorded has been no matter so far: it is opaque.
+        with contextlib.suppress(Exception):
+            m.forward(*args, **kwargs)
+        # Whichever way it goes, nothing of it is followed.
+        randomness.restore()
+        for node in reversed(list(self.graph.nodes)[before:]):
+            if node.op == "call_module":
+                parameters = self.root.get_submodule(str(node.target)).parameters()
+                self.read |= {storage(one) for one in parameters if not is_lazy(one)}
+            # Tracing uses what reads a parameter or a buffer again.
+            if node.op != "get_attr":
+                self.graph.erase_node(node)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # What hooks make of a value is not in the forward code, nor is scripted code readable.
+        opaque = type(m) in registered_modules() or own_hooks(m) or is_scripted(m)
+        return opaque or super().is_leaf_module(m, module_qualified_name)
+
+
+# How many axes a BatchNorm's own code asks for; of BatchNorm1d two or three.
+_BATCH_NORM_AXES = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+
+# What takes sizes and devices, and a tensor that is no value of the graph or none: torch does not
+# ask whether any of them is.
+_SIZED: dict[Any, tuple[str, ...]] = {
+    torch: (
+        *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "tensor", "as_tensor"),
+        *("rand", "randn", "randint", "randperm"),
+    ),
+    Tensor: (
+        *("expand", "view", "reshape", "unflatten", "repeat", "tile", "narrow", "to"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    ),
+}
+
+
+def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
+    """``_check_input_dim`` of a BatchNorm, for values of the graph an assertion in it."""
+    check = vars(kind)["_check_input_dim"]
+
+    def method(self: nn.Module, input: Any) -> None:
+        if not isinstance(input, fx.Proxy):
+            check(self, input)
+        elif count is not None:
+            axes: Any = input.dim()
+            torch._assert(axes == count, f"expected {count} axes")
+
+    return method
+
+
+def _is_value(found: Any) -> bool:
+    """Whether sizes alone do not say what it is."""
+    return found is None or isinstance(found, Tensor)
+
+
+def _line() -> str:
+    """Which line of the model's code is running."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        folders = code.co_filename.split("/")
+        if "torch" not in folders and code.co_filename != __file__:
+            return f"{code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "unknown"
