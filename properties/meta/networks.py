@@ -1,20 +1,26 @@
-"""``python -m properties.meta.networks``: every torchvision classification model, rescaled.
+"""``python -m properties.meta.networks``: other people's classification models, rescaled.
 
-Each is built with random weights and uneven BatchNorm parameters and statistics, rescaled to the
-minimum of its energy (c = 1, p = 2), and run before and after on the same images in float32. Writes
-``docs/networks.md``; a model that fails ends the table with exit status 1.
+All of torchvision's, or with ``--library timm`` the smallest of each of timm's families. Each is
+built with random weights and uneven BatchNorm parameters and statistics, rescaled to the minimum of
+its energy (c = 1, p = 2), and run before and after on the same images in float32. Writes
+``docs/networks.md`` or ``docs/networks-timm.md``; a model that fails ends the table with exit
+status 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from torchvision import models
 from tqdm import tqdm
@@ -28,11 +34,11 @@ _OPTIONS = {name: {"init_weights": True} for name in ("googlenet", "inception_v3
 _FIXED = ("vit", "swin", "maxvit")
 
 PAGE = """\
-# torchvision's classification models, rescaled
+# {title}, rescaled
 
-Made by `python -m properties.meta.networks` with torch {torch}, torchvision {torchvision}: random
-weights in float32, BatchNorm parameters and statistics uneven, seed 0; `balance_(model)` to the
-minimum for p = 2 and c = 1 (at most {cycles} cycles).
+Made by `{command}` with torch {torch}, {library} {version}:
+random weights in float32, BatchNorm parameters and statistics uneven, seed 0; `balance_` to the
+minimum for p = 2 and c = 1 (at most {cycles} cycles). {plan}
 
 * **weights**: share of all parameters that some scale touches;
 * **energy**: after ÷ before, of all weights that count;
@@ -73,10 +79,75 @@ class Row:
         return f"| {' | '.join([*cells, walls, f'{self.noise:.1f}'])} |"
 
 
-def build(name: str) -> nn.Module:
+def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    size = 224 if name.startswith(_FIXED) else 96
+    return models.get_model(name, weights=None, **_OPTIONS.get(name, {})), (3, size, size)
+
+
+def _timm(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    timm = importlib.import_module("timm")
+    model: Any = timm.create_model(name)
+    return model, model.default_cfg["input_size"]
+
+
+def _smallest_of_families() -> list[str]:
+    """By number of parameters, of all whose code builds without values."""
+    timm = importlib.import_module("timm")
+
+    def count(name: str) -> float:
+        try:
+            with torch.device("meta"):
+                model: nn.Module = timm.create_model(name)
+                return sum(one.numel() for one in model.parameters())
+        except (RuntimeError, NotImplementedError):
+            return math.inf
+
+    families = [timm.list_models(module=module) for module in timm.list_modules()]
+    return [min(names, key=count) for names in tqdm(families, unit="family") if names]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where models come from.
+
+    Attributes:
+        title: of its page.
+        page: its name.
+        names: of all that are measured.
+        make: a model and the size of one image.
+        shown: whether ``trace`` is given an example.
+    """
+
+    title: str
+    page: str
+    names: Callable[[], list[str]]
+    make: Callable[[str], tuple[nn.Module, tuple[int, ...]]]
+    shown: bool
+
+
+LIBRARIES = {
+    "torchvision": Library(
+        "torchvision's classification models",
+        "networks.md",
+        lambda: models.list_models(module=importlib.import_module("torchvision.models")),
+        _torchvision,
+        shown=False,
+    ),
+    "timm": Library(
+        "The smallest model of each family of timm",
+        "networks-timm.md",
+        _smallest_of_families,
+        _timm,
+        shown=True,
+    ),
+}
+
+
+def build(library: Library, name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """Random weights, seed 0, in eval mode; no two channels alike."""
     torch.manual_seed(0)
-    model: nn.Module = models.get_model(name, weights=None, **_OPTIONS.get(name, {})).eval()
+    model, size = library.make(name)
+    model.eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -89,16 +160,15 @@ def build(name: str) -> nn.Module:
             elif isinstance(module, nn.Linear) and not module.weight.any():
                 # Some heads begin with zeros: outputs of zero would show no error.
                 nn.init.normal_(module.weight, std=0.02)
-    return model
+    return model, size
 
 
 @torch.no_grad()
-def measure(name: str, cycles: int) -> Row:
+def measure(library: Library, name: str, cycles: int) -> Row:
     """Rescale one model and compare."""
-    model = build(name)
-    size = 224 if name.startswith(_FIXED) else 96
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    plan = enorm.trace(model)
+    model, size = build(library, name)
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
+    plan = enorm.trace(model, images if library.shown else None)
     before = model(images)
 
     def units(after: torch.Tensor) -> float:
@@ -131,19 +201,24 @@ def measure(name: str, cycles: int) -> Row:
 
 def main() -> int:
     """Write the page."""
-    names = models.list_models(module=torchvision.models)
     parser = argparse.ArgumentParser(prog="python -m properties.meta.networks")
-    parser.add_argument("--models", nargs="+", default=names, choices=names, metavar="MODEL")
+    parser.add_argument("--library", choices=LIBRARIES, default="torchvision")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="these only, and no page")
     parser.add_argument("--cycles", type=int, default=100, help="at most (default: 100)")
     options = parser.parse_args()
+    library = LIBRARIES[options.library]
     rows = []
-    for name in tqdm(options.models, unit="model"):
-        rows.append(measure(name, options.cycles))
+    for name in tqdm(options.models or library.names(), unit="model"):
+        rows.append(measure(library, name, options.cycles))
         tqdm.write(str(rows[-1]))
     worst = max(rows, key=lambda row: row.error)
     text = PAGE.format(
+        title=library.title,
+        command="python -m properties.meta.networks" + " --library timm" * library.shown,
+        plan="Plans are traced with an example image." if library.shown else "",
         torch=torch.__version__,
-        torchvision=torchvision.__version__,
+        library=options.library,
+        version=version(options.library),
         cycles=options.cycles,
         count=len(rows),
         whole=sum(not row.walls for row in rows),
@@ -152,10 +227,10 @@ def main() -> int:
         worst_name=worst.name,
         rows="\n".join(map(str, rows)),
     )
-    if options.models == names:
-        (ROOT / "docs" / "networks.md").write_text(text)
-    else:
+    if options.models:
         sys.stdout.write(text)
+    else:
+        (ROOT / "docs" / library.page).write_text(text)
     return 0
 
 
