@@ -211,3 +211,41 @@ def test_objects_are_no_arguments_of_operations() -> None:
 
     with pytest.raises(enorm.UnsupportedModel, match="NotImplementedError: argument of type"):
         enorm.trace(Model())
+
+
+def _hugging_face() -> dict[str, Callable[[Any], nn.Module]]:
+    small: dict[str, Any] = {"hidden_size": 12, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return {
+        "ResNet": lambda hf: hf.ResNetForImageClassification(
+            hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 2])
+        ),
+        "ViT": lambda hf: hf.ViTForImageClassification(
+            hf.ViTConfig(**small, intermediate_size=16, image_size=32, patch_size=8)
+        ),
+        "BERT": lambda hf: hf.BertForSequenceClassification(
+            hf.BertConfig(**small, intermediate_size=16, vocab_size=20, hidden_act="relu")
+        ),
+        "OPT": lambda hf: hf.OPTForCausalLM(
+            hf.OPTConfig(**small, ffn_dim=16, word_embed_proj_dim=12, vocab_size=20)
+        ),
+    }
+
+
+@pytest.mark.parametrize(("name", "count"), [("ResNet", 8), ("ViT", 5), ("BERT", 3), ("OPT", 6)])
+def test_models_of_hugging_face(name: str, count: int) -> None:
+    """Decorators, keyword arguments, caches, masks made of sizes, branches on sizes."""
+    hf: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    model = _hugging_face()[name](hf).double().eval()
+    inputs: dict[str, Tensor] = (
+        {"input_ids": torch.randint(3, 20, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+        if name in ("BERT", "OPT")
+        else {"pixel_values": torch.randn(2, 3, 32, 32).double()}
+    )
+    plan = enorm.trace(model, inputs)
+    assert len(plan.groups) == count
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        enorm.balance_(model, plan)
+        found = model(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
