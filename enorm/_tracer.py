@@ -124,11 +124,13 @@ class Tracer(fx.Tracer):
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(one, fx.Proxy) for one in tree_leaves((args, kwargs))):
-                if owner is Tensor:
-                    return self.create_proxy("call_method", name, args, kwargs)
-                return self.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
+            if not any(_is_from_graph(one) for one in tree_leaves((args, kwargs))):
+                return function(*args, **kwargs)
+            if name == "__getitem__":
+                return self.create_proxy("call_function", operator.getitem, args, kwargs)
+            if owner is Tensor:
+                return self.create_proxy("call_method", name, args, kwargs)
+            return self.create_proxy("call_function", function, args, kwargs)
 
         return wrapped
 
@@ -246,7 +248,8 @@ class Tracer(fx.Tracer):
             raise misfit(self._inputs, error) from error
         finally:
             self._finding = False
-        self.asked[_line()] = None
+        if found is not None:
+            self.asked[_line()] = None
         return found
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
@@ -295,7 +298,7 @@ _SIZED: dict[Any, tuple[str, ...]] = {
     ),
     Tensor: (
         *("expand", "view", "reshape", "unflatten", "repeat", "tile", "narrow", "to"),
-        *("new_zeros", "new_ones", "new_full", "new_empty"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "__getitem__"),
     ),
 }
 
@@ -312,6 +315,13 @@ def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
             torch._assert(axes == count, f"expected {count} axes")
 
     return method
+
+
+def _is_from_graph(value: Any) -> bool:
+    """Whether it is a value of the graph, or a slice by one."""
+    if isinstance(value, slice):
+        return any(isinstance(one, fx.Proxy) for one in (value.start, value.stop, value.step))
+    return isinstance(value, fx.Proxy)
 
 
 def _is_value(found: Any) -> bool:

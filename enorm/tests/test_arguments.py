@@ -142,12 +142,16 @@ def test_buffers_take_sizes_of_inputs() -> None:
             """As described."""
             n = x.size(0)
             mask = self.ids[:, :1].expand(n, 1) * self.ids.new_ones(n, 1) * self.ids[0, 0].view(1)
-            return self.run(x) * mask.to(x.device) * self.ids[0, :1].repeat(n, 1).reshape(n, -1)
+            encoded = self.ids[:, : x.size(1)] + self.ids[0][x.size(0)]
+            y = self.run(x + encoded)
+            return y * mask.to(x.device) * self.ids[0, :1].repeat(n, 1).reshape(n, -1)
 
     for given in (None, X):
-        assert groups(enorm.trace(Model(), given)) == WHOLE
+        plan = enorm.trace(Model(), given)
+        assert groups(plan) == WHOLE
+        assert plan.size_dependent == ()
     expand = torch.Tensor.expand
-    assert "expand" not in vars(torch.Tensor)
+    assert not {"expand", "__getitem__"} & vars(torch.Tensor).keys()
     assert expand(torch.ones(1), 3).shape == (3,)
 
 
