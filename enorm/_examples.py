@@ -143,50 +143,75 @@ class ShapeFinder(fx.Interpreter):
         self._twins: dict[int, Any] = {}
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.unknown: set[fx.Node] = set()
+        self._devices: set[fx.Node] = set()
 
     def find(self, node: fx.Node) -> Any:
-        """Its value, as far as sizes tell."""
-        waiting = [node]
-        while waiting:
-            last = waiting[-1]
-            missing = [one for one in last.all_input_nodes if one not in self.env]
-            waiting += missing
-            if not missing and waiting.pop() not in self.env:
-                self.env[last] = self.run_node(last)
-        return self.env[node]
+        """Its value, as far as sizes tell; None if they do not."""
+        # All code in front of it has run by then: what works in place may change a shape.
+        missing = []
+        for one in reversed(self.graph.nodes):
+            if one in self.env:
+                break
+            missing.append(one)
+        for one in reversed(missing):
+            self.env[one] = self.run_node(one)
+        return None if node in self._devices else self.env[node]
 
     def run_node(self, n: fx.Node) -> Any:
-        if any(source in self.unknown for source in n.all_input_nodes) or self._is_opaque(n):
-            self.unknown.add(n)
-            return None
-        if n.op == "placeholder" and n.target not in self._inputs:
-            # A tensor is its default.
-            self.unknown.add(n)
-            return None
+        unseen = any(source in self.unknown for source in n.all_input_nodes)
+        if unseen or self._is_opaque(n) or (n.op == "placeholder" and n.target not in self._inputs):
+            return self._unknown(n)
         try:
             value = super().run_node(n)
+        except _NoTwinError:
+            return self._unknown(n)
         except Exception as error:
             # Else the sizes do not fit.
             if not isinstance(error, NotImplementedError) and "meta" not in str(error):
                 raise
-            self.unknown.add(n)
-            return None
+            return self._unknown(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+        elif isinstance(value, torch.device):
+            # It may be used, but nothing may be made of it: it is the twins' own.
+            self._devices.add(n)
+        elif not _has_tensors(value) and self._is_twins_own(n):
+            return self._unknown(n)
         return value
 
+    def _is_twins_own(self, n: fx.Node) -> bool:
+        """Whether what it says, such as strides, need not hold for the real tensors."""
+        sources = n.all_input_nodes
+        if any(source in self._devices for source in sources):
+            return True
+        return not _tells(n) and any(_has_tensors(self.env[source]) for source in sources)
+
+    def _unknown(self, n: fx.Node) -> None:
+        self.unknown.add(n)
+        if str(n.target).endswith("_") and n.args and isinstance(n.args[0], fx.Node):
+            # Nor is it known what that has become.
+            self.unknown.add(n.args[0])
+
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._inputs[target]
+        # Code may give it another shape.
+        return self._inputs[target].detach()
 
     def fetch_attr(self, target: str) -> Any:
         found = super().fetch_attr(target)
+        if isinstance(found, fx.Proxy):
+            # The code has put a value there.
+            raise _NoTwinError
         if id(found) not in self._twins:
             parts = found.modules() if isinstance(found, nn.Module) else ()
             held = [*tree_leaves([one.__dict__ for one in parts]), found]
             for tensor in held:
                 if isinstance(tensor, Tensor) and id(tensor) not in self._twins:
                     self._twins[id(tensor)] = _on_meta(tensor)
-        return copy.deepcopy(found, self._twins)
+        try:
+            return copy.deepcopy(found, self._twins)
+        except TypeError as error:
+            # It holds a lock, for instance.
+            raise _NoTwinError from error
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # Among several processes it runs on an accelerator only.
@@ -204,9 +229,33 @@ class ShapeFinder(fx.Interpreter):
         """
         if n.op != "call_module":
             return False
-        module = self.fetch_attr(str(n.target))
+        module = super().fetch_attr(str(n.target))
         lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
         return is_scripted(module) or (own_hooks(module) and not lazy)
+
+
+class _NoTwinError(Exception):
+    """Of this there is no copy without values."""
+
+
+# What a tensor without values says of itself as the real one would.
+_TELLING = frozenset(
+    {
+        *("shape", "ndim", "dtype", "itemsize", "size", "dim", "ndimension", "numel", "nelement"),
+        *("element_size", "is_floating_point", "is_complex"),
+    }
+)
+_TELLING_FUNCTIONS = frozenset({torch.numel, torch.is_floating_point, torch.is_complex})
+
+
+def _tells(n: fx.Node) -> bool:
+    if n.target is getattr:
+        return n.args[1] in _TELLING
+    return n.target in (_TELLING if n.op == "call_method" else _TELLING_FUNCTIONS)
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(one, Tensor) for one in tree_leaves(value))
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -64,6 +64,19 @@ def owner_of(node: fx.Node) -> str:
 DESCRIBING = frozenset(
     ("device", "dtype", "grad_fn", "is_cuda", "layout", "ndim", "requires_grad", "shape")
 )
+
+
+def is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
+    """Whether it is no tensor: a size, what Python computes from sizes, a dtype or a device."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
+        return True
+    sources = node.all_input_nodes
+    of_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
+    return of_python and bool(sources) and all(one in numbers for one in sources)
 
 
 def reads_values(node: fx.Node) -> bool:

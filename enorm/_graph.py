@@ -63,21 +63,7 @@ def record(model: nn.Module, example_inputs: Any = None) -> tuple[Recording, Rec
     """
     check_kind(model)
     inputs = inputs_of(model, example_inputs)
-    recordings = []
-    for training in (False, True):
-        with untouched(model) as randomness:
-            set_mode(model, training)
-            reads = _Reads()
-            with reads:
-                graph_module, kept, read, asked = _recorded(model, inputs, randomness)
-            reads.storages |= read
-            replaced = name_modules(graph_module)
-            kept = frozenset(replaced.get(node, node) for node in kept)
-            shapes = shapes_of(graph_module, inputs) if inputs else {}
-        for node in graph_module.graph.nodes:
-            if reads_values(node) and isinstance(value := attribute(graph_module, node), Tensor):
-                reads.storages.add(storage(value))
-        recordings.append(Recording(graph_module, shapes, frozenset(reads.storages), kept, asked))
+    recordings = [_recorded(model, inputs, training) for training in (False, True)]
     for recording in recordings:
         # A value kept by one adds to its graph what the other does with it.
         _check_kept(model, recording.graph_module.graph)
@@ -95,21 +81,40 @@ def symbolic_trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModu
         UnsupportedModel: it cannot be traced.
     """
     check_kind(model)
-    inputs = inputs_of(model, example_inputs)
+    return _recorded(model, inputs_of(model, example_inputs), None).graph_module
+
+
+def _recorded(model: nn.Module, inputs: Inputs, training: bool | None) -> Recording:
+    """In eval mode, in train mode, or, then without shapes, in the mode that it is in."""
+    try:
+        return _attempt(model, inputs, training, sized=False)
+    except UnsupportedModel as refusal:
+        if not isinstance(refusal.__cause__, TypeError):
+            raise
+    # As torch raises where a size is a value of the graph.
+    return _attempt(model, inputs, training, sized=True)
+
+
+def _attempt(model: nn.Module, inputs: Inputs, training: bool | None, *, sized: bool) -> Recording:
     with untouched(model) as randomness:
-        graph_module, _, _, _ = _recorded(model, inputs, randomness)
-    name_modules(graph_module)
-    return graph_module
+        if training is not None:
+            set_mode(model, training)
+        tracer = Tracer(inputs, sized=sized, autowrap_functions=registered_functions())
+        reads = _Reads()
+        with reads:
+            graph_module = _traced(model, tracer, randomness)
+            kept = tracer.kept()
+        replaced = name_modules(graph_module)
+        kept = frozenset(replaced.get(node, node) for node in kept)
+        shapes = shapes_of(graph_module, inputs) if inputs and training is not None else {}
+    read = reads.storages | tracer.read
+    for node in graph_module.graph.nodes:
+        if reads_values(node) and isinstance(value := attribute(graph_module, node), Tensor):
+            read.add(storage(value))
+    return Recording(graph_module, shapes, frozenset(read), kept, tuple(tracer.asked))
 
 
-def _recorded(
-    model: nn.Module, inputs: Inputs, randomness: Randomness
-) -> tuple[fx.GraphModule, frozenset[fx.Node], frozenset[int], tuple[str, ...]]:
-    """The graph, nodes whose values the code has put somewhere, and storages read unseen.
-
-    And the lines of code that asked for sizes.
-    """
-    tracer = Tracer(inputs, autowrap_functions=registered_functions())
+def _traced(model: nn.Module, tracer: Tracer, randomness: Randomness) -> fx.GraphModule:
     try:
         with warnings.catch_warnings():
             # What the code is warned of, it is when it runs.
@@ -123,8 +128,7 @@ def _recorded(
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
                 node.meta.pop("is_wrapped", None)
-            made = fx.GraphModule(tracer.root, graph, type(model).__name__)
-            return made, tracer.kept(), frozenset(tracer.read), tuple(tracer.asked)
+            return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except UnsupportedModel:
         raise
     except Exception as error:

@@ -40,7 +40,7 @@ from enorm._homogeneous import (
 )
 from enorm._sharded import own_hooks
 from enorm._unsupported import UnsupportedModel
-from enorm._untouched import randomness_of
+from enorm._untouched import untouched
 
 # What is random in train mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -80,7 +80,8 @@ def error_bound(
     The bound is at most ``((1+γ)^q − 1) f_{|W|,|b|}(|x|)`` of the network with absolute parameters,
     and like that one invariant under rescaling up to η, the dtype's smallest subnormal, which is
     added where a weight, a product or a sum may underflow. v stands for the exact value; 1 % more
-    covers that it is itself computed in float64.
+    covers that it is itself computed in float64. What depends on no input is taken as the network
+    computes it.
 
     Args:
         model: the network; neither it nor its BatchNorm statistics are changed.
@@ -101,10 +102,10 @@ def error_bound(
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
         interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
-        randomness = randomness_of(model)
-        result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
-        if drawn := randomness.moved():
-            randomness.restore()
+        with untouched(model) as randomness:
+            result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
+            drawn = randomness.moved()
+        if drawn:
             raise UnsupportedModel(
                 f"no rounding bound is known for numbers drawn from {' and '.join(drawn)}"
             )
@@ -214,6 +215,9 @@ class _RunningError(fx.Interpreter):
             return self._concatenated(target, args, kwargs)
         if target in (F.prelu, torch.prelu) and len(args) == 2 and isinstance(args[1], Tensor):
             return self._prelu(args[1], args[0])
+        if target is getattr and args[1] == "dtype" and isinstance(args[0], _Bounded):
+            # What is made in it is made as the network makes it.
+            return self.dtype
         if target is getattr or not _has_bounded((*args, *kwargs.values())):
             return self._plain(target, args, kwargs)
         if target in _MOVES:

@@ -7,16 +7,21 @@ import functools
 import gc
 import inspect
 import operator
+import sys
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, cast
 from unittest import mock
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, nn, overrides
+from torch.utils import _device
 from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted
 from enorm._examples import Inputs, OnMeta, ShapeFinder, misfit
+from enorm._functional import is_number
 from enorm._homogeneous import registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks
@@ -32,6 +37,15 @@ class _Proxy(fx.Proxy):
     """
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        if "tracer" not in self.__dict__:
+            # Of a copy that is being made.
+            raise AttributeError(name)
+        tracer = cast(Tracer, self.tracer)
+        if tracer.is_number(self):
+            # Others ask a number what it can do.
+            number = tracer.found(self)
+            if number is not None and not hasattr(number, name):
+                raise AttributeError(f"{type(number).__name__!r} object has no attribute {name!r}")
         return _Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -61,6 +75,36 @@ class _Proxy(fx.Proxy):
             raise TypeError("a symbolically traced value is no number")
         return found
 
+    def __hash__(self) -> int:
+        tracer = cast(Tracer, self.tracer)
+        if not tracer.is_number(self):
+            return object.__hash__(self)
+        number = tracer.found(self)
+        if number is None and not tracer.is_device(self):
+            raise TypeError("the hash of a symbolically traced value is not known")
+        # By a device it is mostly remembered what was made for it.
+        return object.__hash__(self) if number is None else hash(number)
+
+    def __str__(self) -> str:
+        tracer = cast(Tracer, self.tracer)
+        number = tracer.found(self) if tracer.is_number(self) else None
+        if tracer.is_device(self):
+            raise TypeError("the device of a symbolically traced value is not known")
+        # Without example inputs it is mostly part of a message.
+        return repr(self) if number is None else str(number)
+
+    def __format__(self, form: str) -> str:
+        return format(self._number(), form) if form else str(self)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number(), digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     def __index__(self) -> int:
         return operator.index(self._number())
 
@@ -88,12 +132,24 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
 
-class Tracer(fx.Tracer):
-    """Does not look into what users vouch for, and knows which values are still held."""
+# ``torch.fx`` and what follows here replace functions for the time of tracing, for all threads.
+_LOCK = threading.RLock()
 
-    def __init__(self, inputs: Inputs, **settings: Any) -> None:
+
+class Tracer(fx.Tracer):
+    """Does not look into what users vouch for, and knows which values are still held.
+
+    Args:
+        inputs: example inputs.
+        sized: whether functions that take sizes are replaced by such that take values of the graph.
+        settings: of ``torch.fx.Tracer``.
+    """
+
+    def __init__(self, inputs: Inputs, *, sized: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         self._inputs = inputs
+        self._sized = sized
+        self._numbers: set[fx.Node] = set()
         self._finder: ShapeFinder | None = None
         self._finding = False
         # Lines of code that asked for the inputs' sizes, and whether there were none.
@@ -108,31 +164,25 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
-        with contextlib.ExitStack() as stack:
+        with _LOCK, contextlib.ExitStack() as stack:
             for kind, count in _BATCH_NORM_AXES.items():
                 recorded = _recorded_check(kind, count)
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
-            for owner, names in _SIZED.items():
-                for name in names:
-                    sized = self._recorded_by_size(owner, name)
-                    stack.enter_context(mock.patch.object(owner, name, sized))
+            if self._sized:
+                stack.enter_context(_taking_sizes())
             return super().trace(root, concrete_args)
 
-    def _recorded_by_size(self, owner: Any, name: str) -> Any:
-        """The function, for sizes and devices that are values of the graph a node of it."""
-        function = getattr(owner, name)
+    def is_number(self, obj: fx.Proxy) -> bool:
+        """Whether it is a size, what Python computes from sizes, a dtype or a device."""
+        if isinstance(obj, fx.proxy.Attribute) and obj._node is None:
+            return obj.attr in ("shape", "ndim", "dtype", "device")
+        return obj.node in self._numbers
 
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if not any(_is_from_graph(one) for one in tree_leaves((args, kwargs))):
-                return function(*args, **kwargs)
-            if name == "__getitem__":
-                return self.create_proxy("call_function", operator.getitem, args, kwargs)
-            if owner is Tensor:
-                return self.create_proxy("call_method", name, args, kwargs)
-            return self.create_proxy("call_function", function, args, kwargs)
-
-        return wrapped
+    def is_device(self, obj: fx.Proxy) -> bool:
+        """Whether it is the device of a value."""
+        if not self.is_number(obj):
+            return False
+        return obj.node.target is getattr and bool(obj.node.args[1] == "device")
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -185,7 +235,10 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in ("get_attr", "call_module"):
             self._check_own(str(target))
-        return super().create_node(kind, target, *args, **kwargs)
+        node = super().create_node(kind, target, *args, **kwargs)
+        if is_number(node, self._numbers):
+            self._numbers.add(node)
+        return node
 
     def _check_own(self, target: str) -> None:
         """Raise if the forward code has put other parameters where the model has its own.
@@ -303,6 +356,51 @@ _SIZED: dict[Any, tuple[str, ...]] = {
 }
 
 
+def _taking(owner: Any, name: str) -> Any:
+    """The function, for sizes and devices that are values of a graph a node of it."""
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        traced = next(
+            (one for one in map(_from_graph, tree_leaves((args, kwargs))) if one is not None), None
+        )
+        if traced is None:
+            return function(*args, **kwargs)
+        if name == "__getitem__":
+            return traced.tracer.create_proxy("call_function", operator.getitem, args, kwargs)
+        if owner is Tensor:
+            return traced.tracer.create_proxy("call_method", name, args, kwargs)
+        return traced.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return wrapped
+
+
+_TAKING = {(owner, name): _taking(owner, name) for owner in _SIZED for name in _SIZED[owner]}
+
+
+@contextlib.contextmanager
+def _taking_sizes() -> Iterator[None]:
+    """Replace functions that do not ask whether a size is a value of a graph.
+
+    Torch keeps tables of its own functions, made when they are first asked for. None of them is to
+    be made in the meantime.
+    """
+    overrides.get_ignored_functions()
+    overrides.get_testing_overrides()
+    overrides.get_overridable_functions()
+    overrides.is_tensor_method_or_property(Tensor.view)
+    with contextlib.suppress(AttributeError):
+        _device._device_constructors()
+    with contextlib.ExitStack() as stack:
+        for (owner, name), taking in _TAKING.items():
+            stack.enter_context(mock.patch.object(owner, name, taking))
+        yield
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    if rules is not None:
+        rules.clear_lru_cache()
+
+
 def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
     """``_check_input_dim`` of a BatchNorm, for values of the graph an assertion in it."""
     check = vars(kind)["_check_input_dim"]
@@ -317,11 +415,10 @@ def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
     return method
 
 
-def _is_from_graph(value: Any) -> bool:
-    """Whether it is a value of the graph, or a slice by one."""
-    if isinstance(value, slice):
-        return any(isinstance(one, fx.Proxy) for one in (value.start, value.stop, value.step))
-    return isinstance(value, fx.Proxy)
+def _from_graph(value: Any) -> fx.Proxy | None:
+    """A value of a graph, in a slice too."""
+    parts = (value.start, value.stop, value.step) if isinstance(value, slice) else (value,)
+    return next((one for one in parts if isinstance(one, fx.Proxy)), None)
 
 
 def _is_value(found: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from enorm._axes import argument, from_the_end, indexed, is_single, widened, without
-from enorm._functional import attribute, is_layer, owner_of
+from enorm._functional import attribute, is_layer, is_number, owner_of
 from enorm._graph import Recording
 from enorm._homogeneous import (
     BATCH_NORMS,
@@ -107,7 +107,7 @@ class Walk:
                 value := attribute(recording.graph_module, node), torch.Tensor
             ):
                 self.shapes[node] = value.shape
-            if _is_number(node, self.numbers):
+            if is_number(node, self.numbers):
                 self.numbers.add(node)
             if (asserted := _asserted(node)) is not None:
                 self.asserted |= asserted
@@ -859,19 +859,6 @@ def _family(kind: type[nn.Module]) -> str:
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
     return is_lazy(parameter) or parameter.dim() > 1
-
-
-def _is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
-    """Whether it is no tensor: a size, what Python computes from sizes, a dtype or a device."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    if node.op != "call_function":
-        return False
-    if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
-        return True
-    sources = node.all_input_nodes
-    of_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
-    return of_python and bool(sources) and all(one in numbers for one in sources)
 
 
 def _asserted(node: fx.Node) -> dict[fx.Node, int] | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import gc
 import inspect
 import math
 import pickle
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -284,3 +289,159 @@ def test_tensors_made_of_sizes_are_part_of_the_graph(name: str) -> None:
 def test_tensors_made_of_activations_are_walls(code: Callable[[Tensor], Tensor]) -> None:
     for inputs in (None, torch.empty(2, 3, 6, 6)):
         assert not enorm.trace(Between(code), inputs).groups
+
+
+class Forked(nn.Module):
+    """A sigmoid or a ReLU between two convolutions, as ``code`` says of the input."""
+
+    def __init__(self, code: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.code = code
+        self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 2, 1)
+        self.l3 = True
+        self.register_buffer("buffer", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As described."""
+        # In place, for what the code does to it is not to be seen here.
+        smooth = self.code(self, x.clone())
+        h = self.a(x)
+        result: Tensor = self.b(torch.sigmoid(h) if smooth else F.relu(h))
+        return result
+
+
+def _found(code: Callable[[], Any]) -> bool:
+    try:
+        return bool(code())
+    except KeyError:
+        return False
+
+
+def _data(x: Tensor) -> Tensor:
+    x.data = x[:1]
+    return x
+
+
+# Each is true.
+FORKS: dict[str, Callable[[Any, Any], Any]] = {
+    "unsqueezed in place": lambda m, x: (x.unsqueeze_(0), x.dim() == 5)[1],
+    "resized in place": lambda m, x: (x.resize_(2, 3, 3, 3), x.shape[2] == 3)[1],
+    "transposed in place": lambda m, x: (x.transpose_(1, 2), x.shape[1] == 6)[1],
+    "other data": lambda m, x: len(_data(x)) == 1,
+    "made and unsqueezed": lambda m, x: torch.zeros(x.shape[2]).unsqueeze_(0).dim() == 2,
+    "written as a whole": lambda m, x: torch.cat([x, x], 0, out=x.new_zeros(0)).dim() == 4,
+    "in a set": lambda m, x: x.shape[1] in {3, 7},
+    "in a dictionary": lambda m, x: {3: True}.get(x.shape[1], False),
+    "by key": lambda m, x: _found(lambda: {3: True}[x.shape[1]]),
+    "as text": lambda m, x: str(x.shape[1]) == "3",
+    "formatted": lambda m, x: f"{x.shape[2]:3d}" == "  6",
+    "in a name": lambda m, x: getattr(m, f"l{x.shape[1]}", False),
+    "by dtype": lambda m, x: {torch.float64: True}.get(x.dtype, False),
+    "a tuple in a set": lambda m, x: tuple(x.shape) in {(2, 3, 6, 6)},
+    "a set": lambda m, x: len(set(x.shape)) == 3,
+    "counted": lambda m, x: collections.Counter(x.shape)[6] == 2,
+    "a product of NumPy": lambda m, x: int(np.prod(x.shape[2:])) == 36,
+    "an array of NumPy": lambda m, x: np.array(x.shape)[1] == 3,
+    "rounded": lambda m, x: round(x.shape[1] / 2) == 2,
+    "divided": lambda m, x: divmod(x.shape[1], 2)[1] == divmod(3, x.shape[0])[1],
+    "on a device": lambda m, x: x.device.type == "cpu",
+    "on another's device": lambda m, x: m.buffer.device == x.device,
+    "a device as text": lambda m, x: str(x.device) == "cpu",
+    "with gradients": lambda m, x: (x * m.a.weight[0]).requires_grad,
+    "far apart": lambda m, x: not x.transpose(1, 2).is_contiguous(),
+    "by strides": lambda m, x: x.stride(1) == 36,
+    "by address": lambda m, x: x.data_ptr() != 0,
+    "with values": lambda m, x: not x.is_meta,
+}
+
+
+# Of these sizes tell nothing.
+UNTOLD = list(FORKS)[list(FORKS).index("on a device") :]
+# Without example inputs a size as text is what it is in a message.
+TEXTS = ("as text", "in a name")
+
+
+@pytest.mark.parametrize("name", FORKS)
+def test_what_the_code_asks_is_answered_as_it_runs_or_not_at_all(name: str) -> None:
+    model = Forked(FORKS[name]).double()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert FORKS[name](model, inputs.clone())
+    if name not in TEXTS:
+        with pytest.raises(enorm.UnsupportedModel, match="cannot be traced"):
+            enorm.trace(model)
+    try:
+        plan = enorm.trace(model, inputs)
+    except enorm.UnsupportedModel:
+        assert name in UNTOLD
+    else:
+        assert plan.groups == ()
+        assert plan.size_dependent
+
+
+def test_buffers_that_count_what_they_have_seen() -> None:
+    class Counts(Between):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__(padded)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += x.shape[0]
+            return super().forward(x)
+
+    model = Counts()
+    assert len(enorm.trace(model, torch.empty(2, 3, 6, 6)).groups) == 1
+    assert model.seen == 0
+    enorm.error_bound(model, torch.zeros(2, 3, 6, 6))
+    assert model.seen == 0
+
+
+def test_modules_that_cannot_be_copied_have_no_sizes() -> None:
+    class Locked(nn.ReLU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    model = Between(Locked())
+    assert len(enorm.trace(model, torch.empty(2, 3, 6, 6)).groups) == 1
+
+
+MISSING: dict[str, float] = {}
+
+
+def test_functions_that_take_sizes_are_torchs_again() -> None:
+    """Also in what torch looks up once, and whatever happens."""
+
+    def code(x: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            return x * torch.ones(x.shape[3])
+
+    functions = {name: getattr(torch, name) for name in MADE}
+    model = Between(code)
+    enorm.trace(model)
+    broken = Between(lambda x: x * torch.ones(x.shape[3]) * MISSING["not there"])
+    with pytest.raises(enorm.UnsupportedModel, match="KeyError"):
+        enorm.trace(broken)
+    assert functions == {name: getattr(torch, name) for name in MADE}
+    assert not {"expand", "view", "__getitem__"} & vars(Tensor).keys()
+    with torch.device("meta"):
+        assert torch.zeros(2).is_meta
+    assert torch.zeros in torch.overrides.get_ignored_functions()
+    assert torch.overrides.is_tensor_method_or_property(Tensor.expand)
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
+
+
+def test_constants_of_the_inputs_dtype_are_those_of_the_network() -> None:
+    """Not those of the float64 that bounds are computed in."""
+    torch.manual_seed(0)
+    model = Between(lambda x: x * (torch.linspace(0, 1000, x.shape[3], dtype=x.dtype) + 0.1).sin())
+    inputs = torch.randn(2, 3, 6, 6)
+    before = copy.deepcopy(model)
+    enorm.balance_(model)
+    found = enorm.verify(before, model, inputs)
+    assert found.ratio is not None
+    assert found.ratio <= 1
