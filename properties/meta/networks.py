@@ -48,7 +48,7 @@ minimum for p = 2 and c = 1 (at most {cycles} cycles). {plan}
 * **walls**: places where groups end, by reason.
 
 {count} models: {whole} without a wall, {none} without any group, largest error {worst:.0f} units
-({worst_name}).
+({worst_name}), at most {ratio:.1f} times the noise ({ratio_name}).
 
 | model | groups | weights | cycles | energy | error | walls | noise |
 |---|---|---|---|---|---|---|---|
@@ -212,6 +212,7 @@ def main() -> int:
         rows.append(measure(library, name, options.cycles))
         tqdm.write(str(rows[-1]))
     worst = max(rows, key=lambda row: row.error)
+    loudest = max(rows, key=lambda row: row.error / row.noise)
     text = PAGE.format(
         title=library.title,
         command="python -m properties.meta.networks" + " --library timm" * library.shown,
@@ -225,6 +226,8 @@ def main() -> int:
         none=sum(not row.groups for row in rows),
         worst=worst.error,
         worst_name=worst.name,
+        ratio=loudest.error / loudest.noise,
+        ratio_name=loudest.name,
         rows="\n".join(map(str, rows)),
     )
     if options.models:
