@@ -20,7 +20,7 @@ from enorm._functional import DESCRIBING, attribute, name_modules, reads_values
 from enorm._homogeneous import registered_functions
 from enorm._memory import storage
 from enorm._sharded import own_hooks, why_not
-from enorm._tracer import Tracer
+from enorm._tracer import TORCH, Tracer
 from enorm._unsupported import ESCAPE, UnsupportedModel
 from enorm._untouched import Randomness, untouched
 
@@ -137,7 +137,7 @@ def _traced(model: nn.Module, tracer: Tracer, randomness: Randomness) -> fx.Grap
         place = ""
         while last is not None:
             code = last.tb_frame.f_code
-            if code.co_name == "forward" and "torch" not in code.co_filename.split("/"):
+            if code.co_name == "forward" and not code.co_filename.startswith(TORCH):
                 place = f" at {code.co_filename}:{last.tb_lineno}"
             last = last.tb_next
         hint = ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import gc
 import inspect
 import operator
+import os
 import sys
 import threading
 import weakref
@@ -46,7 +49,11 @@ class _Proxy(fx.Proxy):
             number = tracer.found(self)
             if number is not None and not hasattr(number, name):
                 raise AttributeError(f"{type(number).__name__!r} object has no attribute {name!r}")
-        return _Attribute(self, name)
+        made = _Attribute(self, name)
+        if name in _SIZES:
+            # As it is now, whatever is done in place until it is used.
+            _ = made.node
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data":
@@ -75,23 +82,34 @@ class _Proxy(fx.Proxy):
             raise TypeError("a symbolically traced value is no number")
         return found
 
+    # What the code keeps beyond its run, as in a cache by size, must not pass for a number then.
+
+    def __eq__(self, other: object) -> Any:
+        if cast(Tracer, self.tracer).closed:
+            return self is other
+        if isinstance(other, fx.Proxy) and other.tracer is not self.tracer:
+            return False
+        return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
+
     def __hash__(self) -> int:
         tracer = cast(Tracer, self.tracer)
-        if not tracer.is_number(self):
-            return object.__hash__(self)
-        number = tracer.found(self)
-        if number is None and not tracer.is_device(self):
-            raise TypeError("the hash of a symbolically traced value is not known")
+        found = None if tracer.closed else tracer.found(self)
+        if found is not None and not isinstance(found, Tensor):
+            return hash(found)
         # By a device it is mostly remembered what was made for it.
-        return object.__hash__(self) if number is None else hash(number)
+        if found is None and tracer.is_scalar(self) and not tracer.is_device(self):
+            raise TypeError("the hash of a symbolically traced value is not known")
+        return object.__hash__(self)
+
+    def __repr__(self) -> str:
+        tracer = cast(Tracer, self.tracer)
+        found = tracer.found(self) if tracer.is_scalar(self) and not tracer.closed else None
+        return super().__repr__() if found is None else repr(found)
 
     def __str__(self) -> str:
         tracer = cast(Tracer, self.tracer)
-        number = tracer.found(self) if tracer.is_number(self) else None
-        if tracer.is_device(self):
-            raise TypeError("the device of a symbolically traced value is not known")
-        # Without example inputs it is mostly part of a message.
-        return repr(self) if number is None else str(number)
+        found = tracer.found(self) if tracer.is_scalar(self) and not tracer.closed else None
+        return _Text(super().__repr__()) if found is None else str(found)
 
     def __format__(self, form: str) -> str:
         return format(self._number(), form) if form else str(self)
@@ -115,6 +133,21 @@ class _Proxy(fx.Proxy):
         return float(self._number())
 
 
+class _Text(str):
+    """What a value is called in a message; what it would say itself nobody knows."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        raise TypeError("the text of a symbolically traced value is not known")
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
 class _Attribute(fx.proxy.Attribute, _Proxy):
     """As ``x.shape``, which is a number or a tuple as well."""
 
@@ -131,6 +164,21 @@ def _in_place(name: str) -> Any:
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
+
+# They are as they are when they are asked for.
+_SIZES = ("shape", "ndim", "dtype", "device")
+# Attributes and methods of tensors, and of what these return, that are no tensors.
+_SCALARS = frozenset(
+    {
+        *("numel", "nelement", "ndimension", "element_size", "itemsize", "nbytes"),
+        *("storage_offset", "stride", "is_contiguous", "data_ptr", "get_device"),
+        *("item", "tolist", "requires_grad"),
+        *("is_cuda", "is_cpu", "is_meta", "is_leaf", "is_floating_point", "is_complex", "layout"),
+        *("index", "count", "bit_length"),
+    }
+)
 
 # ``torch.fx`` and what follows here replace functions for the time of tracing, for all threads.
 _LOCK = threading.RLock()
@@ -155,6 +203,8 @@ class Tracer(fx.Tracer):
         # Lines of code that asked for the inputs' sizes, and whether there were none.
         self.asked: dict[str, None] = {}
         self.lacking = False
+        # Whether the code has run, so that what is left of it means nothing.
+        self.closed = False
         self._returning = False
         self._objects: list[Any] = []
         self._proxies: list[weakref.ref[fx.Proxy]] = []
@@ -170,13 +220,24 @@ class Tracer(fx.Tracer):
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
             if self._sized:
                 stack.enter_context(_taking_sizes())
-            return super().trace(root, concrete_args)
+            try:
+                return super().trace(root, concrete_args)
+            finally:
+                self.closed = True
 
     def is_number(self, obj: fx.Proxy) -> bool:
         """Whether it is a size, what Python computes from sizes, a dtype or a device."""
         if isinstance(obj, fx.proxy.Attribute) and obj._node is None:
-            return obj.attr in ("shape", "ndim", "dtype", "device")
+            return False
         return obj.node in self._numbers
+
+    def is_scalar(self, obj: fx.Proxy) -> bool:
+        """The same, or something else that is no tensor."""
+        node = obj.node
+        if node.target is getattr:
+            return bool(self.is_number(obj) or node.args[1] in (*_SCALARS, "type"))
+        of_method = node.op == "call_method" and node.target in _SCALARS
+        return self.is_number(obj) or of_method or node.target is torch.numel
 
     def is_device(self, obj: fx.Proxy) -> bool:
         """Whether it is the device of a value."""
@@ -194,12 +255,15 @@ class Tracer(fx.Tracer):
             # Then there is one value for all of them, whose parts nobody has counted.
             return super().create_args_for_root(root_fn, is_module)
         positional: list[Any] = [self.root]
-        named: dict[str, fx.Proxy] = {}
+        named: dict[str, Any] = {}
         for one in parameters.values():
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
                 continue
             is_input = one.default is one.empty or isinstance(one.default, Tensor)
             if not is_input and one.name not in self._inputs:
+                if isinstance(one.default, (list, dict, set)):
+                    # What the code puts there is not for later calls.
+                    named[one.name] = copy.copy(one.default)
                 continue
             made = self.create_proxy("placeholder", one.name, (), {})
             # Behind one that keeps its default only a name tells which it is.
@@ -224,13 +288,15 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         try:
-            return super().create_arg(a)
+            # Those of which a graph would make another one may refuse to be made so.
+            if not (self._returning and dataclasses.is_dataclass(a) and not isinstance(a, dict)):
+                return super().create_arg(a)
         except NotImplementedError:
             if not self._returning:
                 raise
-            # An object of the model's own is returned: what is in it counts as kept.
-            self._objects.append(a)
-            return None
+        # An object of the model's own is returned: what is in it counts as kept.
+        self._objects.append(a)
+        return None
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in ("get_attr", "call_module"):
@@ -287,7 +353,7 @@ class Tracer(fx.Tracer):
 
         None without example inputs, and for what depends on values.
         """
-        if not self._inputs:
+        if not self._inputs or self.closed:
             self.lacking = True
             return None
         self._finding = True
@@ -431,8 +497,7 @@ def _line() -> str:
     frame = inspect.currentframe()
     while frame is not None:
         code = frame.f_code
-        folders = code.co_filename.split("/")
-        if "torch" not in folders and code.co_filename != __file__:
+        if code.co_filename != __file__ and not code.co_filename.startswith(TORCH):
             return f"{code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -82,8 +82,7 @@ def test_defaults_of_any_kind_are_kept(default: Any) -> None:
     class Model(Layers):
         def forward(self, x: Tensor, how: Any = default, *, then: Any = default) -> Any:
             """As described."""
-            assert how is default
-            assert then is default
+            assert how == then == default
             return self.run(x)
 
     assert groups(enorm.trace(Model())) == groups(enorm.trace(Model(), X)) == WHOLE
@@ -163,6 +162,14 @@ class Output:
     hidden: Any = None
 
 
+@dataclass
+class Counted:
+    """With a field that its making takes no value for."""
+
+    y: Tensor
+    n: int = field(init=False, default=1)
+
+
 class Cache:
     """Holds what a later call is to go on with."""
 
@@ -176,6 +183,7 @@ class Named(OrderedDict[str, Any]):
 
 RETURNS: dict[str, tuple[Callable[[Any, Any], Any], bool]] = {
     "an object": (lambda y, h: Output(y), True),
+    "an object that makes a part of itself": (lambda y, h: Counted(y), True),
     "an object with the activations": (lambda y, h: Output(y, h), False),
     "an object in a list": (lambda y, h: [y, {"more": Output(y, [h])}], False),
     "a mapping": (lambda y, h: Named(y=y, nothing=None), True),
@@ -202,9 +210,10 @@ def test_objects_that_are_returned(name: str) -> None:
             h = F.relu(self.a(x))
             return returned(self.b(h), h)
 
-    plan = enorm.trace(Model())
-    assert groups(plan) == (WHOLE if free else [])
-    assert free == (plan.skipped == ())
+    for given in (None, X):
+        plan = enorm.trace(Model(), given)
+        assert groups(plan) == (WHOLE if free else [])
+        assert free == (plan.skipped == ())
 
 
 def test_objects_are_no_arguments_of_operations() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import gc
 import inspect
 import math
@@ -344,6 +345,17 @@ FORKS: dict[str, Callable[[Any, Any], Any]] = {
     "an array of NumPy": lambda m, x: np.array(x.shape)[1] == 3,
     "rounded": lambda m, x: round(x.shape[1] / 2) == 2,
     "divided": lambda m, x: divmod(x.shape[1], 2)[1] == divmod(3, x.shape[0])[1],
+    "of old, unsqueezed": lambda m, x: (n := x.shape, x.unsqueeze_(0), len(n) == 4)[2],
+    "of old, transposed": lambda m, x: (n := x.shape, x.transpose_(1, 2), n[1] == 3)[2],
+    "axes of old": lambda m, x: (n := x.ndim, x.unsqueeze_(0), n == 4)[2],
+    "a number of entries in a set": lambda m, x: x.numel() in {216},
+    "a part's entries in a set": lambda m, x: x.shape[2:].numel() in {36},
+    "entries as text": lambda m, x: f"{torch.numel(x)}" == "216",
+    "a place in a set": lambda m, x: x.shape.index(3) in {1},
+    "a tuple as text": lambda m, x: str(tuple(x.shape)) == "(2, 3, 6, 6)",
+    "two as text": lambda m, x: f"{(x.shape[2], x.shape[3])}" == "(6, 6)",
+    "as code": lambda m, x: f"{x.shape[2]!r}" == "6",
+    "a dtype as code": lambda m, x: repr(x.dtype) == "torch.float64",
     "on a device": lambda m, x: x.device.type == "cpu",
     "on another's device": lambda m, x: m.buffer.device == x.device,
     "a device as text": lambda m, x: str(x.device) == "cpu",
@@ -352,13 +364,18 @@ FORKS: dict[str, Callable[[Any, Any], Any]] = {
     "by strides": lambda m, x: x.stride(1) == 36,
     "by address": lambda m, x: x.data_ptr() != 0,
     "with values": lambda m, x: not x.is_meta,
+    "a kind of device in a dictionary": lambda m, x: {"cpu": True}.get(x.device.type, False),
+    "a kind of device as text": lambda m, x: str(x.device.type) == "cpu",
+    "strides in a set": lambda m, x: x.stride(1) in {36},
+    "a gradient in a set": lambda m, x: m.a.weight[0].requires_grad in {True},
+    "a value in a set": lambda m, x: (x.abs().mean() > -1).item() in {True},
 }
 
 
 # Of these sizes tell nothing.
 UNTOLD = list(FORKS)[list(FORKS).index("on a device") :]
-# Without example inputs a size as text is what it is in a message.
-TEXTS = ("as text", "in a name")
+# Without example inputs a size as part of a text is what it is in a message.
+TEXTS = ("in a name", "a tuple as text", "two as text", "as code", "a dtype as code")
 
 
 @pytest.mark.parametrize("name", FORKS)
@@ -376,6 +393,81 @@ def test_what_the_code_asks_is_answered_as_it_runs_or_not_at_all(name: str) -> N
     else:
         assert plan.groups == ()
         assert plan.size_dependent
+
+
+CACHE: dict[Any, Tensor] = {}
+
+
+@functools.lru_cache
+def ramp(count: int, scale: float = 1.0) -> Tensor:
+    """Remembers what it made."""
+    return torch.linspace(0, scale, count)
+
+
+def _cached(count: int) -> Tensor:
+    if count not in CACHE:
+        CACHE[count] = torch.linspace(0, 1, count)
+    return CACHE[count]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda x: x * _cached(x.shape[3]),
+        lambda x: x * ramp(x.shape[3]),
+        lambda x: x * ramp(x.shape[2], 2.0),
+    ],
+)
+def test_caches_by_size_outlive_tracing(code: Callable[[Tensor], Tensor]) -> None:
+    """What tracing has put there is not for calls to find, nor for the next trace."""
+    CACHE.clear()
+    ramp.cache_clear()
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, 6, 6)
+    broken = Between(lambda x: code(x) if x.sum() > 0 else code(-x))
+    for _ in range(2):
+        with pytest.raises(enorm.UnsupportedModel, match="cannot be traced"):
+            enorm.trace(broken, inputs)
+        model = Between(code)
+        assert groups(enorm.trace(model, inputs)) == [(["a"], ["b"], 5)]
+        assert type(model(inputs)) is Tensor
+
+
+def test_defaults_that_code_fills_stay_empty() -> None:
+    class Model(Between):
+        def forward(self, x: Tensor, cache: dict[str, Tensor] = {}) -> Tensor:  # noqa: B006
+            """As described."""
+            if "r" not in cache:
+                cache["r"] = torch.ones(x.shape[3], device=x.device)
+            return super().forward(x * cache["r"])
+
+    model = Model(F.relu)
+    for given in (None, torch.empty(2, 3, 6, 6)):
+        assert groups(enorm.trace(model, given)) == [(["a"], ["b"], 5)]
+    assert Model.forward.__defaults__ == ({},)
+    assert type(model(torch.zeros(2, 3, 6, 6))) is Tensor
+
+
+def test_what_is_made_for_a_device_may_be_remembered() -> None:
+    class Model(Between):
+        def __init__(self, key: Callable[[Tensor], Any]) -> None:
+            super().__init__(F.relu)
+            self.key = key
+            self.made: dict[Any, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            """As described."""
+            key = self.key(x)
+            if key not in self.made:
+                self.made[key] = torch.ones(6, device=x.device)
+            return super().forward(x * self.made[key])
+
+    keys: list[Callable[[Tensor], Any]] = [lambda x: x.device, lambda x: str(x.device)]
+    for key in keys:
+        for given in (None, torch.empty(2, 3, 6, 6)):
+            model = Model(key)
+            assert groups(enorm.trace(model, given)) == [(["a"], ["b"], 5)]
+            assert model.made == {}
 
 
 def test_buffers_that_count_what_they_have_seen() -> None:
