@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -76,7 +77,8 @@ class Row:
             cells += [str(self.cycles), f"{self.energy:.3f}", f"{self.error:.1f}"]
         else:
             cells += ["", "", ""]
-        return f"| {' | '.join([*cells, walls, f'{self.noise:.1f}'])} |"
+        noise = f"{self.noise:.1f}" if math.isfinite(self.noise) else ""
+        return f"| {' | '.join([*cells, walls, noise])} |"
 
 
 def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -168,7 +170,12 @@ def measure(library: Library, name: str, cycles: int) -> Row:
     """Rescale one model and compare."""
     model, size = build(library, name)
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
-    plan = enorm.trace(model, images if library.shown else None)
+    try:
+        plan = enorm.trace(model, images if library.shown else None)
+    except enorm.UnsupportedModel as refusal:
+        # Without the place, which is one of this machine.
+        why = re.sub(r" at \S+:\d+:", ":", str(refusal)).partition(". ")[0]
+        return Row(name, 0, 0.0, 0, 0.0, 0.0, math.inf, Counter({f"refused: {why}": 1}))
     before = model(images)
 
     def units(after: torch.Tensor) -> float:
