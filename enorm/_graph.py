@@ -24,6 +24,9 @@ from enorm._tracer import TORCH, Tracer
 from enorm._unsupported import ESCAPE, UnsupportedModel
 from enorm._untouched import Randomness, untouched
 
+# Attributes of a ``GraphModule``, which a part of the model would hide, or they it.
+_TAKEN = ({*dir(fx.GraphModule)} - {*dir(nn.Module)}) | {"meta"}
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -196,6 +199,11 @@ def check_kind(model: Any) -> None:
         raise UnsupportedModel(f"{type(model).__name__} cannot be traced: {reason}")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModel("this is a compiled model: pass the model that was compiled")
+    if taken := [name for name in model._modules if name in _TAKEN]:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced: torch.fx keeps the name {taken[0]!r} for "
+            f"itself: give that part another one. {ESCAPE}"
+        )
     if own_hooks(model):
         raise UnsupportedModel(
             f"{type(model).__name__} has forward hooks itself, which tracing does not see: remove "

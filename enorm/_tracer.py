@@ -87,8 +87,6 @@ class _Proxy(fx.Proxy):
     def __eq__(self, other: object) -> Any:
         if cast(Tracer, self.tracer).closed:
             return self is other
-        if isinstance(other, fx.Proxy) and other.tracer is not self.tracer:
-            return False
         return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __hash__(self) -> int:

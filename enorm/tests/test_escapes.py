@@ -340,3 +340,22 @@ def test_tied_layers_are_refused() -> None:
     model.other.weight = model.last.weight
     with pytest.raises(ValueError, match="'last' cannot be rescaled: its parameters share memory"):
         enorm.plan_from_layers(model, ["fc", "last"])
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+def test_names_that_torch_fx_keeps_for_itself(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.add_module(name, nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.b(self.get_submodule(name)(self.a(x)))
+            return result
+
+    words = f"^Model cannot be traced: torch.fx keeps the name '{name}' for itself: give that part"
+    with pytest.raises(enorm.UnsupportedModel, match=words):
+        enorm.trace(Model())
+    # Inside another part it is no matter.
+    assert len(enorm.trace(nn.Sequential(Model())).groups) == 1

@@ -9,6 +9,8 @@ import gc
 import inspect
 import math
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -368,6 +370,7 @@ FORKS: dict[str, Callable[[Any, Any], Any]] = {
     "a kind of device as text": lambda m, x: str(x.device.type) == "cpu",
     "strides in a set": lambda m, x: x.stride(1) in {36},
     "a gradient in a set": lambda m, x: m.a.weight[0].requires_grad in {True},
+    "resized by values": lambda m, x: (x.resize_(x[x > -99].shape), x.dim() == 1)[1],
     "a value in a set": lambda m, x: (x.abs().mean() > -1).item() in {True},
 }
 
@@ -489,13 +492,24 @@ def test_buffers_that_count_what_they_have_seen() -> None:
     assert model.seen == 0
 
 
-def test_modules_that_cannot_be_copied_have_no_sizes() -> None:
-    class Locked(nn.ReLU):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lock = threading.Lock()
+def test_an_input_may_be_given_another_shape() -> None:
+    def code(x: Tensor) -> Tensor:
+        x.unsqueeze_(0)
+        return x[0] if x.dim() == 5 else torch.sigmoid(x)
 
-    model = Between(Locked())
+    class Model(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            """As described."""
+            return super().forward(code(x))
+
+    assert groups(enorm.trace(Model(F.relu), torch.empty(2, 3, 6, 6))) == [(["a"], ["b"], 5)]
+
+
+def test_modules_that_cannot_be_copied_have_no_sizes() -> None:
+    locked: Any = nn.ReLU()
+    locked.lock = threading.Lock()
+    model = Between(lambda x: model.get_submodule("relu")(x))
+    model.add_module("relu", locked)
     assert len(enorm.trace(model, torch.empty(2, 3, 6, 6)).groups) == 1
 
 
@@ -525,6 +539,36 @@ def test_functions_that_take_sizes_are_torchs_again() -> None:
     del model
     gc.collect()
     assert seen() is None
+
+
+FRESH = """
+import torch, enorm
+from torch import Tensor, overrides
+from torch.utils.checkpoint import checkpoint
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+    def forward(self, x):
+        ones = torch.ones(x.shape[0], 1)
+        with torch.device("cpu"):
+            ones = ones * torch.ones(1)
+        # Which has torch look up what to do about its functions.
+        return self.b(ones * checkpoint(torch.relu, self.a(x), use_reentrant=False))
+assert len(enorm.trace(Net()).groups) == 1
+compiled = torch.compile(lambda x: x + torch.zeros(x.shape[0], 1), backend="eager", fullgraph=True)
+print(compiled(torch.ones(3, 4)).shape)
+with torch.device("meta"):
+    print(torch.zeros(2).device, torch.zeros in overrides.get_ignored_functions())
+print(overrides.is_tensor_method_or_property(Tensor.expand))
+"""
+
+
+def test_torch_knows_its_functions_afterwards() -> None:
+    """In a process of its own, where nothing has been looked up before."""
+    command = [sys.executable, "-W", "ignore", "-c", FRESH]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "torch.Size([3, 4])\nmeta True\nTrue\n", done.stderr
 
 
 def test_constants_of_the_inputs_dtype_are_those_of_the_network() -> None:
