@@ -102,9 +102,7 @@ def shapes_of(graph_module: fx.GraphModule, inputs: Inputs) -> Mapping[fx.Node, 
             # What the code is warned of, it is when it runs.
             warnings.simplefilter("ignore")
             for node in graph_module.graph.nodes:
-                # Objects that are returned need not be made.
-                if node.op != "output":
-                    finder.find(node)
+                finder.find(node)
     except Exception as error:
         raise misfit(inputs, error) from error
     return finder.shapes
