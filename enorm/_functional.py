@@ -66,13 +66,17 @@ DESCRIBING = frozenset(
 )
 
 
+# Attributes of a tensor that are no tensors, and that the walk and the tracer know.
+NUMBERS = ("shape", "ndim", "dtype", "device")
+
+
 def is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
     """Whether it is no tensor: a size, what Python computes from sizes, a dtype or a device."""
     if node.op == "call_method":
         return node.target in ("size", "dim")
     if node.op != "call_function":
         return False
-    if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
+    if node.target is getattr and node.args[1] in NUMBERS:
         return True
     sources = node.all_input_nodes
     of_python = getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from enorm._calls import is_scripted
 from enorm._examples import Inputs, OnMeta, ShapeFinder, misfit
-from enorm._functional import is_number
+from enorm._functional import NUMBERS, is_number
 from enorm._homogeneous import registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks
@@ -43,14 +43,13 @@ class _Proxy(fx.Proxy):
         if "tracer" not in self.__dict__:
             # Of a copy that is being made.
             raise AttributeError(name)
-        tracer = cast(Tracer, self.tracer)
-        if tracer.is_number(self):
+        if cast(Tracer, self.tracer).is_number(self):
             # Others ask a number what it can do.
-            number = tracer.found(self)
+            number = self._found()
             if number is not None and not hasattr(number, name):
                 raise AttributeError(f"{type(number).__name__!r} object has no attribute {name!r}")
         made = _Attribute(self, name)
-        if name in _SIZES:
+        if name in NUMBERS:
             # As it is now, whatever is done in place until it is used.
             _ = made.node
         return made
@@ -71,6 +70,10 @@ class _Proxy(fx.Proxy):
     def _found(self) -> Any:
         return cast(Tracer, self.tracer).found(self)
 
+    def _scalar(self) -> Any:
+        """What it is, if that is known and no tensor."""
+        return self._found() if cast(Tracer, self.tracer).is_scalar(self) else None
+
     def _number(self) -> Any:
         """The number that a size is, or what is computed from sizes.
 
@@ -90,9 +93,8 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __hash__(self) -> int:
-        tracer = cast(Tracer, self.tracer)
-        found = None if tracer.closed else tracer.found(self)
-        if found is not None and not isinstance(found, Tensor):
+        tracer, found = cast(Tracer, self.tracer), self._found()
+        if not _is_value(found):
             return hash(found)
         # By a device it is mostly remembered what was made for it.
         if found is None and tracer.is_scalar(self) and not tracer.is_device(self):
@@ -100,13 +102,11 @@ class _Proxy(fx.Proxy):
         return object.__hash__(self)
 
     def __repr__(self) -> str:
-        tracer = cast(Tracer, self.tracer)
-        found = tracer.found(self) if tracer.is_scalar(self) and not tracer.closed else None
+        found = self._scalar()
         return super().__repr__() if found is None else repr(found)
 
     def __str__(self) -> str:
-        tracer = cast(Tracer, self.tracer)
-        found = tracer.found(self) if tracer.is_scalar(self) and not tracer.closed else None
+        found = self._scalar()
         return _Text(super().__repr__()) if found is None else str(found)
 
     def __format__(self, form: str) -> str:
@@ -165,8 +165,6 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 
-# They are as they are when they are asked for.
-_SIZES = ("shape", "ndim", "dtype", "device")
 # Attributes and methods of tensors, and of what these return, that are no tensors.
 _SCALARS = frozenset(
     {
@@ -254,7 +252,7 @@ class Tracer(fx.Tracer):
             return super().create_args_for_root(root_fn, is_module)
         positional: list[Any] = [self.root]
         named: dict[str, Any] = {}
-        for one in parameters.values():
+        for place, one in enumerate(parameters.values()):
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
                 continue
             is_input = one.default is one.empty or isinstance(one.default, Tensor)
@@ -265,7 +263,7 @@ class Tracer(fx.Tracer):
                 continue
             made = self.create_proxy("placeholder", one.name, (), {})
             # Behind one that keeps its default only a name tells which it is.
-            if one.kind is one.KEYWORD_ONLY or len(positional) <= list(parameters).index(one.name):
+            if one.kind is one.KEYWORD_ONLY or len(positional) <= place:
                 named[one.name] = made
             else:
                 positional.append(made)
@@ -456,13 +454,15 @@ def _taking_sizes() -> Iterator[None]:
     overrides.is_tensor_method_or_property(Tensor.view)
     with contextlib.suppress(AttributeError):
         _device._device_constructors()
-    with contextlib.ExitStack() as stack:
-        for (owner, name), taking in _TAKING.items():
-            stack.enter_context(mock.patch.object(owner, name, taking))
-        yield
-    rules = sys.modules.get("torch._dynamo.trace_rules")
-    if rules is not None:
-        rules.clear_lru_cache()
+    try:
+        with contextlib.ExitStack() as stack:
+            for (owner, name), taking in _TAKING.items():
+                stack.enter_context(mock.patch.object(owner, name, taking))
+            yield
+    finally:
+        rules = sys.modules.get("torch._dynamo.trace_rules")
+        if rules is not None:
+            rules.clear_lru_cache()
 
 
 def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:

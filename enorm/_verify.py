@@ -118,9 +118,10 @@ def verify(
         check_plan(plan)
     else:
         # Untraceable models can still be compared, and of a single image the sizes may not do.
-        for sizes in (None, arguments):
+        for sizes in (arguments, None):
             with contextlib.suppress(UnsupportedModel):
                 plan = trace(before, sizes)
+                break
     old, old_form, old_units = _output(before, arguments, training, plan)
     new, new_form, new_units = _output(after, arguments, training, plan)
     if old_form != new_form or [one.shape for one in old] != [one.shape for one in new]:

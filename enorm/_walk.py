@@ -339,17 +339,12 @@ class Walk:
 
     def _join(self, node: fx.Node, does: str, values: Sequence[Any]) -> Signal | None:
         """Values that stand beside each other or are summed have to carry the same scales."""
-        signals = [self.signals[one] for one in values]
-        first, others = signals[0], [one for one in signals if one is not None][1:]
-        if first is None or len(others) < len(signals) - 1:
+        signals = [one for one in map(self.signals.get, values) if one is not None]
+        if len(signals) < len(values):
             return self._wall(node, f"{does} a value that carries no scale")
-        for other in others:
-            if (
-                replace(first, parts=(), dimensions=None)
-                != replace(other, parts=(), dimensions=None)
-                or first.sizes != other.sizes
-            ):
-                return self._wall(node, f"{does} values whose units stand differently")
+        if len({(one.axis, one.flattened, one.sizes) for one in signals}) > 1:
+            return self._wall(node, f"{does} values whose units stand differently")
+        first, *others = signals
         for other in others:
             for mine, its in zip(first.parts, other.parts, strict=True):
                 if mine.root().pinned != its.root().pinned:

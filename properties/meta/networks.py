@@ -131,7 +131,7 @@ LIBRARIES = {
     "torchvision": Library(
         "torchvision's classification models",
         "networks.md",
-        lambda: models.list_models(module=importlib.import_module("torchvision.models")),
+        lambda: models.list_models(module=models),
         _torchvision,
         shown=False,
     ),
@@ -222,7 +222,8 @@ def main() -> int:
     loudest = max(rows, key=lambda row: row.error / row.noise)
     text = PAGE.format(
         title=library.title,
-        command="python -m properties.meta.networks" + " --library timm" * library.shown,
+        command="python -m properties.meta.networks"
+        + ("" if options.library == "torchvision" else f" --library {options.library}"),
         plan="Plans are traced with an example image." if library.shown else "",
         torch=torch.__version__,
         library=options.library,
