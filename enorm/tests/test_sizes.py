@@ -345,8 +345,9 @@ FORKS: dict[str, Callable[[Any, Any], Any]] = {
     "counted": lambda m, x: collections.Counter(x.shape)[6] == 2,
     "a product of NumPy": lambda m, x: int(np.prod(x.shape[2:])) == 36,
     "an array of NumPy": lambda m, x: np.array(x.shape)[1] == 3,
-    "rounded": lambda m, x: round(x.shape[1] / 2) == 2,
-    "divided": lambda m, x: divmod(x.shape[1], 2)[1] == divmod(3, x.shape[0])[1],
+    "rounded": lambda m, x: round(x.shape[1] / 4, 1) == 0.8,
+    "divided": lambda m, x: divmod(x.shape[2], 4) == (1, 2),
+    "dividing": lambda m, x: divmod(9, x.shape[0]) == (4, 1),
     "of old, unsqueezed": lambda m, x: (n := x.shape, x.unsqueeze_(0), len(n) == 4)[2],
     "of old, transposed": lambda m, x: (n := x.shape, x.transpose_(1, 2), n[1] == 3)[2],
     "axes of old": lambda m, x: (n := x.ndim, x.unsqueeze_(0), n == 4)[2],
@@ -575,6 +576,19 @@ def test_torch_knows_its_functions_afterwards(fails: bool) -> None:
     command = [sys.executable, "-W", "ignore", "-c", f"FAILS = {fails}\n{FRESH}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "torch.Size([3, 4])\nmeta True\nTrue\n", done.stderr
+
+
+def test_functions_are_replaced_only_where_they_take_sizes() -> None:
+    zeros, seen = torch.zeros, set()
+
+    def code(x: Tensor, sized: bool) -> Tensor:
+        seen.add(torch.zeros is zeros)
+        return x * (torch.ones(x.shape[2], x.shape[3]) if sized else torch.ones(6))
+
+    for sized, expected in ((False, {True}), (True, {True, False})):
+        seen.clear()
+        enorm.trace(Between(functools.partial(code, sized=sized)))
+        assert seen == expected
 
 
 def test_constants_of_the_inputs_dtype_are_those_of_the_network() -> None:
