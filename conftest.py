@@ -70,14 +70,19 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ[option.upper()] = value
     if config.getoption("enorm_impl") == "":
         raise pytest.UsageError("--enorm-impl is empty: give MODULE:ATTRIBUTE")
+    file = None
     if (report := config.getoption("enorm_report")) is not None:
         file = Path(report)
         if not report or file.is_dir() or not file.parent.is_dir():
             raise pytest.UsageError(f"--enorm-report={report} is no file in a folder that is there")
     # What cannot be tested is told before anything is collected.
     from properties.implementation import current
+    from properties.outcomes import Outcomes
 
     current()
+    # Processes that pytest-xdist starts send their outcomes to the one that started them.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Outcomes(file), "enorm-outcomes")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,21 +1,17 @@
-"""What a run of the suite says of an implementation: known failures, and a report of outcomes."""
+"""Known failures, the outcome of each property, and how to see a failure again."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Generator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from properties import replay
+from properties import outcomes, replay
 from properties.implementation import current
 from properties.known_failures import FILE, known_failures
-
-_OUTCOMES = pytest.StashKey[dict[str, str]]()
 
 
 def property_of(item: pytest.Item) -> str:
@@ -43,28 +39,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """No outcome yet."""
-    session.config.stash[_OUTCOMES] = {}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Collect the outcome per property; the worst of its parameters counts."""
+    """Note of which property this is an outcome."""
     report = yield
     in_suite = item.path.parent == Path(__file__).parent
     if in_suite and report.failed and call.excinfo is not None:
         report.sections.append(("replay", _replay(item, call.excinfo.value)))
     if in_suite and (report.when == "call" or report.skipped or report.failed):
-        outcome: str = report.outcome
-        if report.skipped:
-            outcome = "known failure" if hasattr(report, "wasxfail") else "not applicable"
-        outcomes = item.config.stash[_OUTCOMES]
-        order = ["not applicable", "passed", "known failure", "failed"]
-        name = property_of(item)
-        outcomes[name] = max(outcome, outcomes.get(name, outcome), key=order.index)
+        outcomes.note(report, property_of(item))
     return report
 
 
@@ -77,25 +62,3 @@ def _replay(item: pytest.Item, error: BaseException) -> str:
         profile = f"HYPOTHESIS_PROFILE={settings.get_current_profile_name()} "
         line = f"{replay.implementation_choice()}{profile}pytest {shlex.quote(item.nodeid)}"
     return f"{line}\n"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many properties apply."""
-    outcomes = list(terminalreporter.config.stash[_OUTCOMES].values())
-    if outcomes:
-        counts = {name: outcomes.count(name) for name in dict.fromkeys(outcomes)}
-        text = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        terminalreporter.write_line(f"{current().name}: {len(outcomes)} properties, {text}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The report, where one was asked for."""
-    target = session.config.getoption("enorm_report")
-    if target is not None and not session.config.option.collectonly:
-        content = {
-            "implementation": current().name,
-            "version": current().version,
-            "capabilities": asdict(current().capabilities),
-            "outcomes": session.config.stash[_OUTCOMES],
-        }
-        Path(target).write_text(json.dumps(content, indent=1) + "\n")

@@ -173,6 +173,23 @@ def test_a_report_without_a_place_is_told_first(copied: Path, report: str) -> No
     assert f"--enorm-report={report} is no file" in line
 
 
+def reported(folder: Path, *words: str) -> dict[str, str]:
+    chosen = ("--enorm-report=report.json", "-k", "width_one or dead_units_are_left")
+    done = run_suite(folder, *chosen, *words, profile="mutation")
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+    assert "2 properties, 2 passed" in done.stdout
+    outcomes: dict[str, str] = json.loads((folder / "report.json").read_text())["outcomes"]
+    return outcomes
+
+
+def test_a_report_is_whole_however_the_suite_is_run(copied: Path) -> None:
+    """From the folder above, which is where its conftest.py is read last, and in two processes."""
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    outcomes = reported(copied, ".")
+    assert set(outcomes.values()) == {"passed"}
+    assert reported(copied, "--numprocesses=2", "properties/test_edges.py") == outcomes
+
+
 def test_collecting_reports_nothing(copied: Path) -> None:
     run_suite(copied, "--enorm-report=report.json", "--collect-only", "properties/test_edges.py")
     assert not (copied / "report.json").exists()
@@ -191,7 +208,7 @@ def test_a_profile_that_is_none_is_one_sentence(copied: Path, way: str) -> None:
 def test_a_failure_replays_from_its_output_alone(tmp_path: Path) -> None:
     """In the broken copy the command fails with the same numbers; here the property holds."""
     plant(next(mutant for mutant in MUTANTS if mutant.name == "bias not scaled"), tmp_path)
-    done = run_suite(tmp_path, "properties/test_function.py", "-k", "cycles_keep", profile="dev")
+    done = run_suite(tmp_path, "properties/test_function.py", "-k", "cycles_keep")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     for word in ("dtype: ", "device: cpu", "seed: ", "bound ", "network: Net("):
         assert word in done.stdout
