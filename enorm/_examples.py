@@ -7,6 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,53 @@ from enorm._unsupported import UnsupportedModel
 Inputs = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with: tensors in order, or by name."""
+
+    in_order: tuple[Any, ...]
+    by_name: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any, called: str = "inputs") -> Arguments:
+        """Of a tensor, a tuple of tensors, or tensors by name.
+
+        Raises:
+            TypeError: these, ``called`` so where they were given, are no tensors.
+        """
+        if isinstance(inputs, Mapping):
+            found = cls((), dict(inputs))
+        else:
+            found = cls(inputs if isinstance(inputs, tuple) else (inputs,), {})
+        for value in (*found.in_order, *found.by_name.values()):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{called} must be a tensor, a tuple of tensors or tensors by name, got "
+                    f"{type(value).__name__}"
+                )
+        return found
+
+    def named(self, model: nn.Module) -> dict[str, Tensor]:
+        """Each with the argument's name, and tensors that arguments have as defaults.
+
+        Raises:
+            UnsupportedModel: ``forward`` takes others, fewer or more.
+        """
+        if self.in_order:
+            given = dict(zip(_names(model, len(self.in_order)), self.in_order, strict=True))
+        else:
+            _check_names(model, self.by_name)
+            given = dict(self.by_name)
+        parameters = inspect.signature(model.forward).parameters.values()
+        defaults = {one.name: one.default for one in parameters if isinstance(one.default, Tensor)}
+        return {**defaults, **given}
+
+    def call(self, model: nn.Module) -> Any:
+        """What the model returns for copies of these, for its code may write into them."""
+        in_order = [value.clone() for value in self.in_order]
+        return model(*in_order, **{name: value.clone() for name, value in self.by_name.items()})
+
+
 def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
     """Example inputs on the meta device, floating ones in the model's own dtype.
 
@@ -37,20 +85,10 @@ def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
     """
     if example_inputs is None:
         return {}
-    if isinstance(example_inputs, Mapping):
-        given = dict(example_inputs)
-        _check_names(model, given)
-    else:
-        listed = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        given = dict(zip(_names(model, len(listed)), listed, strict=True))
+    given = Arguments.of(example_inputs, "example_inputs").named(model)
     dtypes = [value.dtype for value in model.parameters() if value.is_floating_point()]
     found = {}
     for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                "example_inputs must be a tensor, a tuple of tensors or tensors by name, got "
-                f"{type(value).__name__}"
-            )
         dtype = dtypes[0] if dtypes and value.is_floating_point() else value.dtype
         found[name] = torch.empty(value.shape, dtype=dtype, device="meta")
     return found

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from enorm._examples import Arguments, Inputs
 from enorm._functional import owner_of
 from enorm._graph import set_mode, symbolic_trace
 from enorm._homogeneous import (
@@ -85,7 +86,7 @@ def error_bound(
 
     Args:
         model: the network; neither it nor its BatchNorm statistics are changed.
-        inputs: a tensor or a tuple of tensors.
+        inputs: a tensor, a tuple of tensors, or tensors by the arguments' names.
         rewrites: how often rescaling has written the weights.
         training: bound the function of train mode instead of that of eval mode.
 
@@ -96,14 +97,14 @@ def error_bound(
         UnsupportedModel: an operation for which no bound is known, or a BatchNorm whose batch
             varies less than rounding; the message names it.
     """
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    if len(arguments) == 1 and not list(model.children()):
+    arguments = Arguments.of(inputs)
+    if not list(model.children()) and len(arguments.in_order) == 1:
         # A model that is itself a layer would be traced into.
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
-        interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
+        interpreter = _RunningError(symbolic_trace(model, inputs), rewrites)
         with untouched(model) as randomness:
-            result = interpreter.run(*[_Bounded.exact(value) for value in arguments])
+            result = interpreter.run(*interpreter.in_order(arguments.named(model)))
             drawn = randomness.moved()
         if drawn:
             raise UnsupportedModel(
@@ -180,6 +181,11 @@ class _RunningError(fx.Interpreter):
         dtypes = [value.dtype for value in graph_module.parameters() if value.is_floating_point()]
         self.dtype = dtypes[0] if dtypes else torch.float64
         self.owners = {node.target: owner_of(node) for node in graph_module.graph.nodes}
+
+    def in_order(self, inputs: Inputs) -> list[_Bounded]:
+        """Inputs as they stand in the graph, taken to be exact."""
+        nodes = self.graph.find_nodes(op="placeholder")
+        return [_Bounded.exact(inputs[str(node.target)]) for node in nodes]
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module: Any = self.fetch_attr(target)

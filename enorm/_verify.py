@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from enorm._blame import largest_change, watched
+from enorm._examples import Arguments
 from enorm._plan import Group, Plan, check_plan
 from enorm._rounding import error_bound, in_mode
 from enorm._trace import trace
@@ -89,8 +90,9 @@ def verify(
     Args:
         before: the model before rescaling, for instance a ``copy.deepcopy``.
         after: the model after it.
-        inputs: a tensor or a tuple of tensors, in the models' dtype and on their device; a batch,
-            for of a single image nobody can tell which group was changed.
+        inputs: a tensor, a tuple of tensors, or tensors by the arguments' names, in the models'
+            dtype and on their device; a batch, for of a single image nobody can tell which group
+            was changed.
         plan: from :func:`trace` on ``before`` or a model built like it; None traces.
         rewrites: how often rescaling has written the weights of ``after`` since ``before``.
         training: compare the functions of train mode, where BatchNorm takes the batch's own
@@ -108,17 +110,12 @@ def verify(
             raise TypeError(
                 f"before and after must be a torch.nn.Module each, got a {type(model).__name__}"
             )
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    for value in arguments:
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"inputs must be a tensor or a tuple of tensors, got a {type(value).__name__}"
-            )
+    arguments = Arguments.of(inputs)
     if plan is not None:
         check_plan(plan)
     else:
         # Untraceable models can still be compared, and of a single image the sizes may not do.
-        for sizes in (arguments, None):
+        for sizes in (inputs, None):
             with contextlib.suppress(UnsupportedModel):
                 plan = trace(before, sizes)
                 break
@@ -134,17 +131,15 @@ def verify(
     noise = _noise(before, old, arguments, training)
     group, change = largest_change(plan, old_units, new_units)
     try:
-        bounds = error_bound(before, arguments, rewrites=0, training=training).flatten()
-        bounds += error_bound(after, arguments, rewrites=rewrites, training=training).flatten()
+        bounds = error_bound(before, inputs, rewrites=0, training=training).flatten()
+        bounds += error_bound(after, inputs, rewrites=rewrites, training=training).flatten()
     except UnsupportedModel as unknown:
         return Verification(error, None, None, noise, group, change, str(unknown))
     ratios = torch.where(difference == 0, 0.0, difference / bounds).nan_to_num(math.inf)
     return Verification(error, bounds[worst].item(), ratios.amax().item(), noise, group, change)
 
 
-def _noise(
-    model: nn.Module, outputs: list[Tensor], arguments: tuple[Any, ...], training: bool
-) -> float:
+def _noise(model: nn.Module, outputs: list[Tensor], arguments: Arguments, training: bool) -> float:
     """The largest change that noise on the parameters makes; seeded."""
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
@@ -176,7 +171,7 @@ def _rounds(parameter: Tensor) -> bool:
 
 
 def _output(
-    model: nn.Module, arguments: tuple[Any, ...], training: bool, plan: Plan | None = None
+    model: nn.Module, arguments: Arguments, training: bool, plan: Plan | None = None
 ) -> tuple[list[Tensor], Any, dict[str, Tensor]]:
     """Tensors in what the model returns, in float64, how they stand there, and its units."""
     if training:
@@ -185,8 +180,7 @@ def _output(
     with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training), _full_float32():
         torch.manual_seed(0)
         with watched(model, plan) as units:
-            # The forward code may write into what it is given.
-            leaves, form = tree_flatten(model(*(one.clone() for one in arguments)))
+            leaves, form = tree_flatten(arguments.call(model))
     tensors = [one for one in leaves if isinstance(one, Tensor)]
     return [_real(one).double() for one in tensors], form, units
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import enorm
 from enorm.tests.test_trace import groups
 
 X = torch.zeros(2, 6)
+ONES = torch.ones(3)
 WHOLE = [(["a"], ["b"], 5)]
 
 
@@ -127,6 +129,51 @@ class Batch(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return 2
+
+
+class Shifted(Layers):
+    """One argument without a default, one that is a tensor, one by its name, and any others."""
+
+    def forward(self, x: Tensor, by: Tensor = ONES, *, scale: Any = None, **more: Tensor) -> Tensor:
+        """As described."""
+        y: Tensor = self.run(x) + by
+        for factor in (scale, *more.values()):
+            y = y if factor is None else y * factor
+        return y
+
+
+def test_the_function_is_compared_with_inputs_by_name() -> None:
+    torch.manual_seed(0)
+    before, x, wide = Shifted(), torch.randn(64, 6), torch.full((3,), 100.0)
+    after = copy.deepcopy(before)
+    enorm.balance_(after)
+    usual = enorm.error_bound(before, x)
+    torch.testing.assert_close(enorm.error_bound(before, {"x": x}), usual)
+    # In the order of the names or not, and under names of which forward has none.
+    for inputs in (
+        {"x": x, "scale": wide},
+        {"scale": wide, "x": x, "by": ONES},
+        {"x": x, "mask": wide},
+    ):
+        assert bool((enorm.error_bound(before, inputs) > 50 * usual).all())
+        found = enorm.verify(before, after, inputs)
+        assert found.ok
+        assert found.bound is not None
+        with torch.no_grad():
+            error = (before(**inputs) - after(**inputs)).double().abs().amax()
+        assert found.error == error > 0
+    torch.testing.assert_close(
+        enorm.error_bound(before, {"by": wide, "x": x}), enorm.error_bound(before, (x, wide))
+    )
+
+
+@pytest.mark.parametrize("inputs", ["x", {"x": 1}, (X, None)], ids=str)
+def test_inputs_that_are_no_tensors_are_one_sentence(inputs: Any) -> None:
+    message = "^inputs must be a tensor, a tuple of tensors or tensors by name, got "
+    with pytest.raises(TypeError, match=message):
+        enorm.verify(Shifted(), Shifted(), inputs)
+    with pytest.raises(TypeError, match=message):
+        enorm.error_bound(Shifted(), inputs)
 
 
 def test_any_mapping_gives_inputs_by_name() -> None:
@@ -257,8 +304,9 @@ def test_models_of_hugging_face(name: str, count: int) -> None:
     )
     plan = enorm.trace(model, inputs)
     assert len(plan.groups) == count
+    before = copy.deepcopy(model)
+    enorm.balance_(model, plan)
     with torch.no_grad():
-        expected = model(**inputs).logits
-        enorm.balance_(model, plan)
-        found = model(**inputs).logits
+        found, expected = model(**inputs).logits, before(**inputs).logits
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert enorm.verify(before, model, inputs, plan=plan, training=name != "ResNet").ok
