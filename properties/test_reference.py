@@ -22,9 +22,12 @@ from properties.strategies import (
     nets,
 )
 
-# Tiles and tails of the widest machine words have to be right too.
+# Tiles and tails of the widest machine words have to be right too, and those of a block of threads
+# or of a sum that is taken in parts.
 WIDE = Net(
-    inputs=3, hidden=(Hidden(out=65, bias=BIAS), Hidden(out=130, bias=BIAS)), dtype="float32"
+    inputs=3,
+    hidden=tuple(Hidden(out=units, bias=BIAS) for units in (65, 130, 1030)),
+    dtype="float32",
 )
 
 

@@ -53,7 +53,7 @@ def _in_full_precision_only(model: nn.Sequential, optimizer: Optimizer | None, s
 
 
 def _narrow_layers_only(model: nn.Sequential, optimizer: Optimizer | None, step: Step) -> None:
-    if max(len(layer.weight) for layer, _ in weighted(model)) <= 64:
+    if max(len(layer.weight) for layer, _ in weighted(model)) <= 512:
         step()
 
 
