@@ -1,15 +1,18 @@
 """``python -m asv_benchmarks.gate``: is this version of ``enorm`` slower than the one it left?
 
-The working tree and a base commit (the merge base with the main branch, or on that branch the
-commit before) are each measured by a process of their own, in turn, round by round. A subject's
-time is a multiple of a memory pass in the same process at the same moment; the round's quotient of
-both versions then says how much slower this one is. A process may be slow from its start to its
-end, by where its memory and its threads came to lie, so new ones take over every few rounds. Exit
-status: 1 slower, 2 broken (something could not be measured), else 0.
+The working tree and a base commit (the merge base with the main branch; on that branch the commit
+before, or the last one where ``enorm/`` has changes that are not committed) are each measured by a
+process of their own, in turn, round by round. A subject's time is the shortest of some repetitions,
+for what else runs on the machine only ever adds to one; the round's quotient of both versions,
+which are measured one right after the other, then says how much slower this one is. A process may
+be slow from its start to its end, by where its memory and its threads came to lie, so new ones take
+over every few rounds. Exit status: 1 slower, 2 broken (something could not be measured, or rescales
+nothing), else 0.
 
 A subject is slower when the lower 99 % confidence limit of the median quotient (an order statistic;
 Hahn and Meeker 1991, §5.2) is above ``1 + TOLERATED``, as fast when the upper limit is not, and
-else undecided: noise is no reason to fail, nor is what the base cannot run, which is new.
+else undecided: noise is no reason to fail, nor is what the base cannot run, which is new. The
+limits take rounds for independent, which those of one pair of processes are not quite.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,8 +41,8 @@ from repro.options import within
 ROOT = Path(__file__).parents[1]
 TOLERATED = 0.25
 CONFIDENCE = 0.99
-# How many processes of each version share the rounds: one odd pair of three moves no median much.
-PAIRS = 3
+# How many processes of each version share the rounds: one odd pair of five moves no median much.
+PAIRS = 5
 # Fewer give no bound on the median at that confidence.
 FEWEST_ROUNDS = 7
 _BRANCHES = ("origin/main", "main")
@@ -149,8 +153,8 @@ class Worker:
     ) -> None:
         self.close()
 
-    def ratio(self, subject: str) -> float:
-        """Its time as a multiple of a memory pass.
+    def seconds(self, subject: str) -> float:
+        """The shortest of its times.
 
         Raises:
             UnableError: this version cannot run it.
@@ -165,10 +169,10 @@ class Worker:
         answer = self._answer()
         if "error" in answer:
             raise UnableError(str(answer["error"]))
-        ratio = float(str(answer["ratio"]))
-        if not ratio > 0:
-            raise NotMeasuredError(f"a ratio of {ratio} was measured")
-        return ratio
+        seconds = float(str(answer["seconds"]))
+        if not seconds > 0:
+            raise NotMeasuredError(f"{seconds} seconds were measured")
+        return seconds
 
     def close(self) -> None:
         """End the process."""
@@ -180,7 +184,10 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise NotMeasuredError("the measuring process ended: see its message above")
-        answer: Mapping[str, object] = json.loads(line)
+        try:
+            answer: Mapping[str, object] = json.loads(line)
+        except ValueError:
+            raise NotMeasuredError(f"the measuring process answered {line!r}") from None
         return answer
 
 
@@ -211,7 +218,7 @@ def compare(here: Path, base: Path, subjects: Sequence[str], rounds: int) -> lis
                     # Neither version always comes first.
                     for worker, failed in order.sample([(mine, errors), (theirs, missing)], 2):
                         try:
-                            found[worker] = worker.ratio(subject)
+                            found[worker] = worker.seconds(subject)
                         except UnableError as error:
                             failed[subject] = str(error)
                     if len(found) == 2:
@@ -239,7 +246,10 @@ def base_commit(given: str | None) -> str:
             base = _git("merge-base", "HEAD", branch)
         except NotMeasuredError:
             continue
-        return _git("rev-parse", "HEAD^") if base == head else base
+        # What is not committed yet is compared with what is.
+        if base == head and not _git("status", "--porcelain", "enorm"):
+            return _git("rev-parse", "HEAD^")
+        return base
     raise NotMeasuredError(f"none of {', '.join(_BRANCHES)} is there: give --base")
 
 
@@ -258,7 +268,10 @@ def lay_out(folder: Path, commit: str | None) -> Path:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except OSError as error:
+        raise NotMeasuredError(f"git cannot be run ({error})") from None
     if done.returncode:
         raise NotMeasuredError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
@@ -280,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(map(repr, SUBJECTS))} (default: all)",
     )
     options = parser.parse_args(arguments)
+    # So that who ends this process ends those that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name).resolve()

@@ -9,7 +9,7 @@ class Subject(NamedTuple):
     """One thing that is timed.
 
     Attributes:
-        what: a cycle, balancing to tolerance, or a training step with batches of 8.
+        what: a cycle, twenty cycles of balancing, or a training step with batches of 8.
         net: of :data:`asv_benchmarks.suite.networks.NETS`.
         repetitions: interleaved ones that an answer takes.
     """

@@ -101,6 +101,29 @@ def test_what_one_version_lacks(tmp_path: Path) -> None:
     assert outcome.verdict == "new"
 
 
+def test_what_rescales_nothing_is_broken_and_what_prints_is_not(tmp_path: Path) -> None:
+    """However fast the one is, and whatever the other says."""
+    idle, loud = lay_out(tmp_path / "idle", None), lay_out(tmp_path / "loud", None)
+    with (idle / "enorm" / "__init__.py").open("a") as file:
+        file.write("\ndef balance_(*_, **__): pass\n")
+    with (loud / "enorm" / "__init__.py").open("a") as file:
+        file.write(
+            "\n_quiet = balance_\ndef balance_(*a, **k): print('{}'); return _quiet(*a, **k)\n"
+        )
+    (outcome,) = compare(idle, loud, [QUICK], 2)
+    assert outcome.error == "RuntimeError: it rescales nothing"
+    (outcome,) = compare(loud, loud, [QUICK], 1)
+    assert len(outcome.quotients) == 1
+
+
+def test_a_version_that_answers_something_else_is_broken(tmp_path: Path) -> None:
+    here = lay_out(tmp_path / "here", None)
+    with (here / "enorm" / "__init__.py").open("a") as file:
+        file.write("\nprint('hello')\n")
+    with pytest.raises(NotMeasuredError, match="the measuring process answered 'hello"):
+        compare(here, here, [QUICK], 1)
+
+
 @pytest.mark.parametrize("dies", ["here", "base"])
 def test_a_process_that_ends_is_broken(tmp_path: Path, dies: str) -> None:
     """Whichever: a base that cannot answer is not one that lacks a subject."""
@@ -152,3 +175,9 @@ def test_no_history_is_broken(
         ["git", "rev-parse", "main^"], cwd=source, check=True, capture_output=True, text=True
     )
     assert gate.base_commit(None) == first.stdout.strip()
+    (source / "enorm").mkdir()
+    (source / "enorm" / "new.py").touch()
+    assert gate.base_commit(None) == gate.base_commit("main")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([]) == 2
+    assert "git cannot be run" in capsys.readouterr().err
