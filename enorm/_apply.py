@@ -98,9 +98,9 @@ def following(
     targets: Sequence[Target],
     tensors: Mapping[str, Tensor],
     followers: Followers,
-    inverse: Collection[str] = (),
+    preconditioned: Collection[str] = (),
 ) -> list[Job]:
-    """What goes along; state of parameters in ``inverse`` goes with the opposite power.
+    """What goes along; ``preconditioned`` are names of parameters, as for :meth:`Followers.of`.
 
     Raises:
         TypeError: state for which there is no rule.
@@ -109,10 +109,12 @@ def following(
         RuntimeError: a tensor that cannot be written here.
     """
     jobs = [
-        # Only state and gradients have negative powers; copies are parameters themselves.
-        Job(target, tensor, -power if target.name in inverse and power < 0 else power)
+        Job(target, tensor, power)
         for target in targets
-        for tensor, power in followers.of(target.name, tensors[target.name])
+        for name in [target.name]
+        for tensor, power in followers.of(
+            name, tensors[name], preconditioned=name in preconditioned
+        )
     ]
     for job in jobs:
         name, device = job.target.name, tensors[job.target.name].device

@@ -21,18 +21,20 @@ def is_scripted(module: nn.Module) -> bool:
 
 
 def replaced_methods(module: nn.Module) -> list[str]:
-    """Methods of its class that the module has an own version of."""
+    """Methods of its class that the module has an own version of, but for its precision."""
     return sorted(
         name
         for name, value in module.__dict__.items()
-        if callable(value) and inspect.isroutine(getattr(type(module), name, None))
+        if callable(value)
+        and inspect.isroutine(getattr(type(module), name, None))
+        and not is_own_forward(module, value)
     )
 
 
 def unseen_call(model: nn.Module) -> str | None:
     """What a call of ``model`` runs where ``torch.fx`` records its class's ``forward`` instead."""
     for name in _ON_THE_WAY:
-        if name in model.__dict__ and not _changes_precision(model, model.__dict__[name]):
+        if name in model.__dict__ and not is_own_forward(model, model.__dict__[name]):
             return f"its {name} was replaced on the instance"
     for name in ("__call__", "_call_impl"):
         for kind in type(model).__mro__:
@@ -46,10 +48,12 @@ def unseen_call(model: nn.Module) -> str | None:
     return None
 
 
-def _changes_precision(model: nn.Module, method: Any) -> bool:
+def is_own_forward(module: nn.Module, method: Any) -> bool:
     """Whether ``method`` is the class's ``forward``, in wrappers that only choose a precision."""
+    if is_scripted(module):
+        return False
     function = getattr(method, "__func__", method)
-    while function is not type(model).forward:
+    while function is not type(module).forward:
         home = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
         if home not in _PRECISION or not hasattr(function, "__wrapped__"):
             return False

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from enorm._memory import overlaps_itself
 from enorm._plan import Plan
@@ -89,15 +90,23 @@ class Followers:
         if isinstance(copies, (nn.Module, Mapping)):
             raise TypeError("copies must be a list of models, got one: write copies=[...]")
         self._copies = [_tensors_of(copy) for copy in copies]
-        self._gradients = gradients
+        self.gradients = gradients
 
-    def of(self, name: str, parameter: Tensor) -> Iterator[tuple[Tensor, int]]:
+    def of(
+        self, name: str, parameter: Tensor, *, preconditioned: bool = False
+    ) -> Iterator[tuple[Tensor, int]]:
         """What follows this parameter; absent buffers are left out.
+
+        Args:
+            name: by which copies have it.
+            parameter: as the optimizers have it.
+            preconditioned: whether they see gradients that grow with ``d``: state then goes with
+                the opposite power.
 
         Raises:
             TypeError: a buffer for which there is no rule.
-            ValueError: a buffer of another shape; a copy that lacks the parameter, or is the model
-                itself.
+            ValueError: a buffer of another shape, or that is no tensor; a copy that lacks the
+                parameter, or is the model itself.
         """
         for optimizer in self.optimizers:
             if parameter not in optimizer.state:
@@ -109,21 +118,27 @@ class Followers:
                     # SGD without momentum keeps None.
                     if buffer is None or not powers[key]:
                         continue
-                    if buffer.shape != parameter.shape:
-                        raise ValueError(
-                            f"state {key!r} of {kind} for parameter {name!r} has shape "
-                            f"{tuple(buffer.shape)}, not {tuple(parameter.shape)}, and cannot go "
-                            "with its scales: use an optimizer without such state"
+                    if not isinstance(buffer, Tensor) or buffer.shape != parameter.shape:
+                        form = (
+                            f"has shape {tuple(buffer.shape)}"
+                            if isinstance(buffer, Tensor)
+                            else f"is a {type(buffer).__name__}"
                         )
-                    yield buffer, powers[key]
-                elif isinstance(buffer, Tensor) and (
-                    buffer.shape == parameter.shape or buffer.numel() > 1
+                        raise ValueError(
+                            f"state {key!r} of {kind} for parameter {name!r} {form}, not one "
+                            f"tensor of shape {tuple(parameter.shape)}, and cannot go with its "
+                            "scales: use an optimizer without such state"
+                        )
+                    yield buffer, -powers[key] if preconditioned else powers[key]
+                elif any(
+                    isinstance(one, Tensor) and (one.shape == parameter.shape or one.numel() > 1)
+                    for one in tree_leaves(buffer)
                 ):
                     raise TypeError(
                         f"state {key!r} of {kind} for parameter {name!r} is unknown to enorm: say "
                         f"how it goes with the scales by enorm.register_state_rule({kind}, ...)"
                     )
-        if self._gradients and parameter.grad is not None:
+        if self.gradients and parameter.grad is not None:
             if overlaps_itself(local(parameter.grad)):
                 # As `sum().backward()` leaves it: one number for all entries.
                 parameter.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
@@ -150,17 +165,25 @@ class Followers:
 
     def check(self, tensors: Collection[Tensor]) -> None:
         """Raise ValueError if the optimizers are another model's."""
-        known = {
-            id(parameter)
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        known = {id(parameter) for one in self.optimizers for parameter in _parameters_of(one)}
         if self.optimizers and not any(id(tensor) in known for tensor in tensors):
             raise ValueError(
                 "the optimizer has none of the parameters that are rescaled: pass the one that "
                 "trains this model"
             )
+
+    def step_at_once(self, tensors: Collection[Tensor]) -> bool:
+        """Whether one optimizer has all that learns: behind its step no gradient is to be used."""
+        if len(self.optimizers) > 1:
+            return False
+        known = {id(parameter) for one in self.optimizers for parameter in _parameters_of(one)}
+        learning = [tensor for tensor in tensors if tensor.requires_grad]
+        return not self.optimizers or all(id(tensor) in known for tensor in learning)
+
+
+def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def _listed(optimizer: Any) -> list[Any]:
@@ -192,7 +215,26 @@ def _check_optimizer(optimizer: Any) -> None:
 
 def _tensors_of(copy: Any) -> Mapping[str, Tensor]:
     if isinstance(copy, nn.Module):
-        return dict(copy.named_parameters(remove_duplicate=False))
+        return _Parameters(copy)
     if isinstance(copy, Mapping) and all(isinstance(one, Tensor) for one in copy.values()):
         return copy
     raise TypeError(f"a copy must be a model or tensors by name, got {type(copy).__name__}")
+
+
+class _Parameters(Mapping[str, Tensor]):
+    """A model's parameters by name, as they are when they are looked up."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._model.get_parameter(name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._model.named_parameters(remove_duplicate=False))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -85,10 +85,8 @@ def is_number(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
 
 def reads_values(node: fx.Node) -> bool:
     """Whether it is a ``get_attr`` node of which more than a description is used."""
-    return node.op == "get_attr" and not (
-        node.users
-        and all(one.target is getattr and one.args[1] in DESCRIBING for one in node.users)
-    )
+    described = all(one.target is getattr and one.args[1] in DESCRIBING for one in node.users)
+    return node.op == "get_attr" and (not described or "read" in node.meta)
 
 
 def attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:

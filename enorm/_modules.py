@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enorm._calls import is_scripted, replaced_methods
+from enorm._calls import is_own_forward, is_scripted, replaced_methods
 from enorm._functional import owner_of, reads_values
 from enorm._graph import Recording
 from enorm._homogeneous import (
@@ -160,6 +160,7 @@ def fingerprint(model: nn.Module) -> str:
             f"{key}={_described(value)}"
             for key, value in module.__dict__.items()
             if hasattr(value, "__qualname__") or isinstance(value, functools.partial)
+            if not is_own_forward(module, value)
         )
         hooked = own_hooks(module) or bool(replaced_methods(module))
         text = f"{name}|{kind.__module__}.{kind.__qualname__}|{module.extra_repr()}"

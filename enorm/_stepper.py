@@ -43,7 +43,8 @@ class ENorm:
             linear in gradients goes with ``1/d``, quadratic with
             ``1/d²``: it becomes the state that the same gradients leave on the rescaled network
             (exactly so for eps = 0 and no coupled weight decay). A list where several share the
-            parameters, as Muon and AdamW may. None carries no state.
+            parameters, as Muon and AdamW may: gradients, which one of them may not have used yet,
+            then go along as well. None carries nothing.
         plan: from :func:`enorm.trace` on this model; None traces.
         p: exponent of the norm, positive; ``math.inf`` equalizes ranges as :func:`balance_` does.
         c: depth factor, positive, or ``c_k`` by the layer's module name.
@@ -106,7 +107,9 @@ class ENorm:
         check_exponents(self.plan, p, c)
         self._tensors = tensors_of(model, self.plan)
         self.plan.require_groups()
-        self._followers.check([self._tensors[name] for name in self.plan.parameter_names()])
+        rescaled = [self._tensors[name] for name in self.plan.parameter_names()]
+        self._followers.check(rescaled)
+        self._followers.gradients = not self._followers.step_at_once(rescaled)
         check_sharding(self.plan, self._tensors)
         if precondition_bias and any(is_sharded(one) for one in self._tensors.values()):
             raise ValueError("precondition_bias needs whole parameters, and these are sharded")
@@ -271,6 +274,8 @@ class ENorm:
         if self._is_attached():
             raise RuntimeError("this ENorm is attached to its optimizer already")
         self._check_alone()
+        # Code that compiles the optimizer's step would compile this one anew for each of its ways.
+        self._plain_step = torch.compiler.disable(self.step)
         self._hook = self._followers.optimizers[-1].register_step_post_hook(self._after_step)
         return self._hook
 
@@ -292,7 +297,7 @@ class ENorm:
         return {id(tensor): name for name, _, _, tensor, _ in self._holders}
 
     def _after_step(self, *_: Any) -> None:
-        self.step()
+        self._plain_step()
 
     def _is_attached(self) -> bool:
         if self._hook is None:
@@ -380,7 +385,7 @@ class ENorm:
         return scales.scales()
 
 
-_BUILT = frozenset({"_fast", "_write"})
+_BUILT = frozenset({"_fast", "_plain_step", "_write"})
 
 
 def precisions(widest: int, p: float, *, checked: bool) -> list[Precision]:

@@ -164,6 +164,7 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(__file__)
 
 # Attributes and methods of tensors, and of what these return, that are no tensors.
 _SCALARS = frozenset(
@@ -392,7 +393,9 @@ class Tracer(fx.Tracer):
                 parameters = self.root.get_submodule(str(node.target)).parameters()
                 self.read |= {storage(one) for one in parameters if not is_lazy(one)}
             # Tracing uses what reads a parameter or a buffer again.
-            if node.op != "get_attr":
+            if node.op == "get_attr":
+                node.meta["read"] = True
+            else:
                 self.graph.erase_node(node)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -409,7 +412,7 @@ _BATCH_NORM_AXES = {nn.BatchNorm1d: None, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _SIZED: dict[Any, tuple[str, ...]] = {
     torch: (
         *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "tensor", "as_tensor"),
-        *("rand", "randn", "randint", "randperm"),
+        *("rand", "randn", "randint", "randperm", "finfo", "iinfo"),
     ),
     Tensor: (
         *("expand", "view", "reshape", "unflatten", "repeat", "tile", "narrow", "to"),
@@ -495,7 +498,7 @@ def _line() -> str:
     frame = inspect.currentframe()
     while frame is not None:
         code = frame.f_code
-        if code.co_filename != __file__ and not code.co_filename.startswith(TORCH):
+        if not code.co_filename.startswith(TORCH) and os.path.dirname(code.co_filename) != _HERE:
             return f"{code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "unknown"

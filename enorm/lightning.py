@@ -55,6 +55,12 @@ class ENormCallback(Callback):
         self._owner: nn.Module | None = None
         self.enorm: ENorm | None = None
 
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep the state: several callbacks have a module each."""
+        name = type(self).__qualname__
+        return f"{name}[{self._module}]" if self._module else name
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the model and attach to its optimizer."""
         # Set by one of its parts, which its type does not tell.

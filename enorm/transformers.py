@@ -16,17 +16,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from enorm._sharded import local
 from enorm._stepper import ENorm
 
-_FILE = "enorm.pt"
-
 
 class ENormCallback(TrainerCallback):
     """Cycles of :class:`enorm.ENorm` after every optimizer step of ``Trainer.train``.
 
     A step that mixed precision skips is none, but for ``fused=True``. Each ``checkpoint-N`` folder
-    gets a file ``enorm.pt`` with the state, from which a resumed training continues. The trainer
-    does not tell callbacks which folder it resumes from: it is looked for in ``output_dir``, and
-    where ``TrainingArguments(resume_from_checkpoint=...)`` says, and has to be of the weights at
-    hand.
+    gets a file ``enorm.pt`` with the state, or ``enorm.MODULE.pt`` for a submodule, from which a
+    resumed training continues; not so in a search for hyperparameters. The trainer does not tell
+    callbacks which folder it resumes from: it is looked for in ``output_dir``, and where
+    ``TrainingArguments(resume_from_checkpoint=...)`` says, and has to be of the weights at hand.
 
     Args:
         module: the dotted name of the submodule to rescale, such as ``"resnet.encoder"``; ``""``
@@ -45,6 +43,7 @@ class ENormCallback(TrainerCallback):
 
     def __init__(self, module: str = "", **options: Any) -> None:
         self._module = module
+        self._file = f"enorm.{module}.pt" if module else "enorm.pt"
         self._options = options
         self._handle: RemovableHandle | None = None
         self.enorm: ENorm | None = None
@@ -70,8 +69,11 @@ class ENormCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the state beside the model's."""
-        if self.enorm is not None and state.is_world_process_zero:
-            path = _checkpoint(args, state)
+        # A search puts checkpoints into folders of its trials, which nobody resumes from.
+        if self.enorm is None or state.is_hyper_param_search:
+            return
+        if state.is_world_process_zero:
+            path = _checkpoint(args, state) / self._file
             partial = path.with_suffix(".tmp")
             saved = {"state": self.enorm.state_dict(), "weights": _norms(self.enorm)}
             torch.save(saved, partial)
@@ -85,9 +87,9 @@ class ENormCallback(TrainerCallback):
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         assert self.enorm is not None
-        places = [_checkpoint(args, state)]
+        places = [_checkpoint(args, state) / self._file]
         if isinstance(args.resume_from_checkpoint, str):
-            places.append(Path(args.resume_from_checkpoint) / _FILE)
+            places.append(Path(args.resume_from_checkpoint) / self._file)
         for path in filter(Path.exists, places):
             saved = torch.load(path, weights_only=True)
             if _same(_norms(self.enorm), saved.get("weights")):
@@ -121,4 +123,4 @@ def _same(norms: torch.Tensor, others: torch.Tensor | None) -> bool:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     assert args.output_dir is not None
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -140,6 +140,41 @@ def test_unknown_state_is_an_error_and_changes_nothing(call: Callable[..., Any])
     assert all(map(torch.equal, before, model.parameters()))
 
 
+class Averaging(Optimizer):
+    """Steps along the mean of all gradients, which it keeps in a list."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Keep one more."""
+        for parameter in self.param_groups[0]["params"]:
+            kept = self.state[parameter].setdefault("history", [])
+            kept.append(parameter.grad.clone())
+            parameter.sub_(sum(kept) / len(kept), alpha=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "words"),
+    [
+        ({}, TypeError, "state 'history' of Averaging for parameter '0.weight' is unknown"),
+        ({"history": -1}, ValueError, "'0.weight' is a list, not one tensor of shape"),
+    ],
+)
+def test_state_in_a_list_is_an_error(rule: Any, kind: type[Exception], words: str) -> None:
+    enorm.register_state_rule(Averaging, rule)
+    model = network()
+    optimizer = Averaging(model.parameters())
+    stepper = enorm.ENorm(model, optimizer)
+    backward(model)
+    optimizer.step()
+    before = tensors(model)
+    with pytest.raises(kind, match=words):
+        stepper.step()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 def test_absent_state_is_skipped() -> None:
     model = network()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -200,6 +235,21 @@ def test_an_average_keeps_its_function() -> None:
     before = average(INPUTS)
     enorm.balance_(model, copies=[average])
     torch.testing.assert_close(average(INPUTS), before, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["assigned", "replaced"])
+def test_a_copy_is_rescaled_as_it_is_by_then(way: str) -> None:
+    """Its tensors may be others than those it had when it was given."""
+    model = network()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    stepper = enorm.ENorm(model, copies=[average])
+    if way == "assigned":
+        average.load_state_dict(copy.deepcopy(average.state_dict()), assign=True)
+    else:
+        average.module = copy.deepcopy(model)
+    stepper.step()
+    for mine, its in zip(tensors(average.module), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-14, atol=0)
 
 
 def test_what_is_no_copy() -> None:

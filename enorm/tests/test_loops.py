@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import enorm
 from enorm.tests.compiler import needs_compiler
@@ -153,6 +154,26 @@ def test_a_compiled_optimizer_step(backend: str, attached: bool) -> None:
     assert_equal(model, by_hand(torch.optim.SGD, momentum=0.9))
 
 
+def test_an_attached_cycle_is_not_compiled_along() -> None:
+    """It goes one way or another in too many places for that."""
+    counts = []
+    for attached in (False, True):
+        # Steps of SGD are compiled in other tests too.
+        torch._dynamo.reset()
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        if attached:
+            enorm.ENorm(model, optimizer).attach()
+        counter = CompileCounter()
+        step = torch.compile(lambda optimizer=optimizer: optimizer.step(), backend=counter)
+        for _ in range(3):
+            optimizer.zero_grad()
+            backward(model)
+            step()
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_deep_copy_goes_its_own_way() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -236,6 +257,42 @@ def test_several_optimizers_share_a_model() -> None:
     handle.remove()
     with pytest.raises(ValueError, match="precondition_bias takes one optimizer, got 2"):
         enorm.ENorm(model, optimizers, precondition_bias=True)
+
+
+@pytest.mark.parametrize("given", [[0, 1], [1, 0], [1]], ids=["both", "turned", "one"])
+def test_gradients_that_another_optimizer_has_not_used_go_along(given: list[int]) -> None:
+    """One accumulates over two steps of the other, whether ENorm knows of it or not."""
+
+    def trained(when: int) -> nn.Module:
+        model = network()
+        slow = torch.optim.SGD(model[0].parameters(), lr=0.01)
+        fast = torch.optim.SGD([*model[3].parameters(), *model[5].parameters()], lr=0.0)
+        stepper = enorm.ENorm(model, [(slow, fast)[one] for one in given], c=1.2)
+        for now in range(2):
+            if now == when:
+                stepper.step()
+            fast.zero_grad()
+            backward(model)
+            fast.step()
+        slow.step()
+        return model
+
+    # As the cycle keeps the function, it may come before all gradients or in between.
+    assert_equal(trained(0), trained(1))
+
+
+def test_gradients_stay_where_one_optimizer_has_used_all() -> None:
+    """Then they are of no more use, and it would only cost time."""
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([*model[3].parameters(), *model[5].parameters()], lr=0.01)
+    stepper = enorm.ENorm(model, optimizer, c=1.2)
+    losses(model, optimizer, 1)
+    before = [one.grad.clone() for one in model.parameters() if one.grad is not None]
+    stepper.step()
+    after = [one.grad for one in model.parameters() if one.grad is not None]
+    assert len(after) == 4
+    assert all(map(torch.equal, before, after))
 
 
 def test_another_models_optimizer_is_refused() -> None:

@@ -604,3 +604,48 @@ def test_constants_of_the_inputs_dtype_are_those_of_the_network() -> None:
     inputs = torch.randn(2, 3, 6, 6)
     assert enorm.error_bound(Model(F.relu), inputs).amax() < 1e-30
     assert enorm.error_bound(Model(F.relu).double(), inputs.double()).amax() > 1e-20
+
+
+def limited(x: Tensor) -> Tensor:
+    """By limits of the values' dtype, which nobody has to know."""
+    return x / torch.finfo(x.dtype).eps
+
+
+def wide(x: Tensor) -> Tensor:
+    """One way for half precision, one for others."""
+    return F.relu(x) if torch.finfo(x.dtype).bits > 16 else torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("code", [limited, wide], ids=lambda code: code.__name__)
+def test_limits_of_a_dtype(code: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, inputs = Between(code), torch.randn(2, 3, 6, 6)
+    if code is wide:
+        with pytest.raises(enorm.UnsupportedModel, match="example_inputs"):
+            enorm.trace(model)
+    for given in (inputs,) if code is wide else (None, inputs):
+        plan = enorm.trace(model, given)
+        assert groups(plan) == [(["a"], ["b"], 5)]
+        assert bool(plan.size_dependent) == (code is wide)
+    before = copy.deepcopy(model)
+    enorm.balance_(model, plan)
+    assert enorm.verify(before, model, inputs, plan=plan).ok
+    assert isinstance(torch.finfo(torch.float32), torch.finfo)
+
+
+def test_a_weight_of_which_only_the_dtype_is_read() -> None:
+    """As T5 asks whether its weight is a tensor and of which dtype."""
+
+    class Cast(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            """As described."""
+            x = F.relu(self.a(x))
+            if isinstance(self.b.weight, Tensor) and self.b.weight.dtype != torch.int8:
+                x = x.to(self.b.weight.dtype)
+            y: Tensor = self.b(x)
+            return y
+
+    plan = enorm.trace(Cast(padded), torch.randn(2, 3, 6, 6))
+    assert groups(plan) == [(["a"], ["b"], 5)]
+    assert plan.skipped == ()
+    assert {line.rpartition(":")[0] for line in plan.size_dependent} <= {__file__}

@@ -48,6 +48,19 @@ def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.01)
 
 
+class Two(nn.Module):
+    """Two networks in a row, of which each is rescaled on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = network(), network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The second's output."""
+        logits: Tensor = self.second(F.pad(torch.tanh(self.first(x)), (0, 3)))
+        return logits
+
+
 def by_hand(epochs: int, **options: Any) -> nn.Sequential:
     """What the trainers have to arrive at: Adam, with ENorm behind each step."""
     model = network()
@@ -90,11 +103,11 @@ def task(pl: Any, net: nn.Module, optimizer: OptimizerOf = adam) -> Any:
     return Task()
 
 
-def quiet(pl: Any, callback: Any, epochs: int) -> Any:
+def quiet(pl: Any, callbacks: Any, epochs: int) -> Any:
     """Lightning's trainer, which writes nothing."""
     return pl.Trainer(
         max_epochs=epochs,
-        callbacks=[callback],
+        callbacks=callbacks,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -203,59 +216,100 @@ def hf() -> Any:
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning_with_two_callbacks(tmp_path: Path) -> None:
+    """Each has a module, and its state in the checkpoint."""
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from enorm.lightning import ENormCallback
+
+    def fit(epochs: int, checkpoint: Path | None = None) -> tuple[Any, Any]:
+        model, names = Two(), ("net.first", "net.second")
+        callbacks = [ENormCallback(name, **OPTIONS) for name in names]
+        trainer = quiet(pl, callbacks, epochs)
+        trainer.fit(task(pl, model), DataLoader(Samples(named=False), BATCH), ckpt_path=checkpoint)
+        calls = [callback.state_dict()["calls"] for callback in callbacks]
+        assert calls == [epochs * SAMPLES // BATCH] * 2
+        return model, trainer
+
+    expected, _ = fit(2)
+    _, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    found, _ = fit(2, tmp_path / "one.ckpt")
+    assert_same(found, expected)
+
+
+class Classifier(nn.Module):
+    """A network as Hugging Face wants it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits, and a loss where there are labels."""
+        logits = self.net(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def trained(
+    hf: Any,
+    net: nn.Module,
+    callbacks: list[Any],
+    folder: Path,
+    resume: str | None = None,
+    rate: float = 0.01,
+    told: str | None = None,
+) -> None:
+    """Two epochs of ``net`` by Hugging Face's trainer, as :func:`by_hand` does them."""
+    arguments = hf.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=2,
+        per_device_train_batch_size=BATCH,
+        lr_scheduler_type="constant",
+        learning_rate=rate,
+        resume_from_checkpoint=told,
+        max_grad_norm=0.0,
+        save_strategy="epoch",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        optim="adamw_torch",
+        adam_epsilon=1e-8,
+    )
+
+    class InOrder(hf.Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    trainer = InOrder(
+        model=Classifier(net),
+        args=arguments,
+        train_dataset=Samples(named=True),
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+
+
 def test_transformers(tmp_path: Path, hf: Any) -> None:
     """Two epochs, and one resumed from the first's checkpoint: weights and calls as by hand."""
     from enorm.transformers import ENormCallback
 
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-            logits = self.net(x)
-            if labels is None:
-                return {"logits": logits}
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-    def train(
-        resume: str | None, folder: str, rate: float = 0.01, told: str | None = None
-    ) -> tuple[Any, Any]:
-        model, callback = Classifier(), ENormCallback("net", **OPTIONS)
-        arguments = hf.TrainingArguments(
-            output_dir=str(tmp_path / folder),
-            num_train_epochs=2,
-            per_device_train_batch_size=BATCH,
-            lr_scheduler_type="constant",
-            learning_rate=rate,
-            resume_from_checkpoint=told,
-            max_grad_norm=0.0,
-            save_strategy="epoch",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            optim="adamw_torch",
-            adam_epsilon=1e-8,
-        )
-
-        class InOrder(hf.Trainer):  # type: ignore[misc]
-            def _get_train_sampler(self, *_: Any) -> Any:
-                return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        InOrder(
-            model=model, args=arguments, train_dataset=Samples(named=True), callbacks=[callback]
-        ).train(resume_from_checkpoint=resume)
-        return model, callback
+    def train(resume: str | None, folder: str, *options: Any) -> tuple[Any, Any]:
+        net, callback = network(), ENormCallback("net", **OPTIONS)
+        trained(hf, net, [callback], tmp_path / folder, resume, *options)
+        return net, callback
 
     expected = by_hand(2, **OPTIONS)
-    model, callback = train(None, "whole")
-    assert_same(model.net, expected)
+    net, callback = train(None, "whole")
+    assert_same(net, expected)
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
     first = tmp_path / "whole" / f"checkpoint-{SAMPLES // BATCH}"
-    assert (first / "enorm.pt").exists()
-    model, callback = train(str(first), "whole")
-    assert_same(model.net, expected)
+    assert (first / "enorm.net.pt").exists()
+    net, callback = train(str(first), "whole")
+    assert_same(net, expected)
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
     with pytest.warns(UserWarning, match="ENorm starts anew"):
         train(str(first), "elsewhere")
@@ -264,8 +318,8 @@ def test_transformers(tmp_path: Path, hf: Any) -> None:
     with pytest.warns(UserWarning, match=r"belongs to, so that ENorm starts anew"):
         train(str(first), "other")
     train(None, "other", 0.02)
-    model, callback = train(str(first), "other", told=str(first))
-    assert_same(model.net, expected)
+    net, callback = train(str(first), "other", 0.01, str(first))
+    assert_same(net, expected)
     assert callback.enorm.state_dict()["calls"] == 2 * SAMPLES // BATCH
 
 
@@ -281,3 +335,44 @@ def test_transformers_resumed_after_one_step(tmp_path: Path, hf: Any) -> None:
     callback.on_train_begin(arguments, hf.TrainerState(), control, **given)
     with pytest.warns(UserWarning, match="resumes at step 1 with weights that no"):
         callback.on_train_begin(arguments, hf.TrainerState(global_step=1), control, **given)
+
+
+def test_transformers_with_two_callbacks(tmp_path: Path, hf: Any) -> None:
+    """Each has a module, and a file in the checkpoint."""
+    from enorm.transformers import ENormCallback
+
+    nets = []
+    for resume in (None, str(tmp_path / f"checkpoint-{SAMPLES // BATCH}")):
+        nets.append(Two())
+        callbacks = [ENormCallback(name, **OPTIONS) for name in ("net.first", "net.second")]
+        trained(hf, nets[-1], callbacks, tmp_path, resume)
+        calls = [callback.enorm.state_dict()["calls"] for callback in callbacks if callback.enorm]
+        assert calls == [2 * SAMPLES // BATCH] * 2
+    assert_same(*nets)
+
+
+def test_transformers_in_a_search(tmp_path: Path, hf: Any) -> None:
+    """Its checkpoints are elsewhere, and nobody resumes from them."""
+    from enorm.transformers import ENormCallback
+
+    model, callback = network(), ENormCallback()
+    arguments = hf.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    state, control = hf.TrainerState(is_hyper_param_search=True), hf.TrainerControl()
+    given = {"model": model, "optimizer": adam(model.parameters())}
+    callback.on_train_begin(arguments, state, control, **given)
+    callback.on_save(arguments, state, control, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_holds_in_mixed_precision(hf: Any) -> None:
+    """What accelerate puts around forward chooses a precision, and which are whose units stays."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model = network()
+    plan = enorm.trace(model)
+    optimizer = adam(model.parameters())
+    ready = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    assert "forward" in vars(ready)
+    enorm.ENorm(ready, optimizer, plan=plan).step()
+    ready.forward = lambda x: x
+    with pytest.raises(ValueError, match="plan was traced from another model"):
+        enorm.ENorm(ready, optimizer, plan=plan)
