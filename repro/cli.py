@@ -53,7 +53,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
         seeds = range(options.first_seed, options.first_seed + count)
         specs = experiment.specs(preset, seeds, options.depths, ids)
         if options.gate:
-            gate.require(specs, preset)
+            gate.require(specs, preset, out / "records")
         images = load(source)
         many = f"{len(specs)} run{'s' * (len(specs) > 1)}"
         text = f"{experiment.title}, preset {preset.name}: {many} on {images.form}"

@@ -50,12 +50,25 @@ def committed(preset: Preset) -> Path:
     return _HERE / "reference" / preset.name
 
 
-def require(specs: Sequence[RunSpec], preset: Preset) -> None:
-    """Tell before anything runs that there is nothing to compare it with.
+def require(specs: Sequence[RunSpec], preset: Preset, out: Path) -> None:
+    """Tell before anything runs that there is nothing to compare it with, or nothing to run.
+
+    Args:
+        specs: the runs asked for.
+        preset: whose committed runs they are compared with.
+        out: folder of their records.
 
     Raises:
-        ValueError: no committed run has the settings of one of ``specs``, whatever its seed.
+        ValueError: no committed run has the settings of one of ``specs``, whatever its seed; or
+            ``out`` holds runs of other code than this, which would stand for those of this.
     """
+    own = records.code_version()
+    there = list(records.read_all(out)) if out.is_dir() else []
+    alike = own["modified"] is False and all(
+        own.items() <= one.environment.items() for one in there
+    )
+    if there and not alike:
+        raise ValueError(f"{out} holds runs of other code: with --gate use another --out")
     folder = committed(preset)
     known = {replace(one.spec, seed=0) for one in records.read_all(folder / "records")}
     if not known & {replace(spec, seed=0) for spec in specs}:

@@ -52,7 +52,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
-        **_commit(),
+        **code_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -195,7 +195,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> dict[str, Any]:
+def code_version() -> dict[str, Any]:
     """The project's commit and whether code that makes results differs from it."""
 
     def git(*arguments: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,24 @@ COMMAND = ["--preset", "tiny", "--methods", "enorm", "baseline", "--seeds", "2",
 def test_an_unchanged_project_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 0
     assert "4 cells and" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("committed")
+@pytest.mark.parametrize("code", [("a", True), ("b", False), (None, None)], ids=str)
+def test_runs_of_other_code_do_not_stand_for_this_one(
+    code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was stopped goes on as long as nothing has changed."""
+
+    def at(commit: Any, modified: Any) -> int:
+        version = {"commit": commit, "modified": modified}
+        monkeypatch.setattr(records, "code_version", lambda: version)
+        return figure2.main([*COMMAND, str(tmp_path / "out")])
+
+    assert at("a", False) == at("a", False) == 0
+    capsys.readouterr()
+    assert at(*code) == 2
+    assert "holds runs of other code: with --gate use another --out" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("committed")
