@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import enorm
 from asv_benchmarks import scipy_peers
 from asv_benchmarks.suite.networks import build
 from enorm._descent import SOLVERS, Solver
-from repro.options import folder, within
+from repro.options import illustrated, within
 
 LABELS = {
     "jacobi": "Jacobi",
@@ -130,9 +131,8 @@ def scipy_table(depths: Sequence[int], rounds: int = 3) -> list[str]:
                     apply()
                 told[name] = count, 2 * enorm.residual(model)
         for name, (count, left) in told.items():
-            ratio = sorted(a / b for a, b in zip(times[name], times["sor"], strict=True))[
-                rounds // 2
-            ]
+            pairs = zip(times[name], times["sor"], strict=True)
+            ratio = statistics.median(one / sor for one, sor in pairs)
             label = LABELS.get(name, f"scipy {name}")
             lines.append(f"| {depth} | {label} | {count} | {left:.0e} | {ratio:.1f} |")
             print(lines[-1], file=sys.stderr)
@@ -223,7 +223,9 @@ def main() -> None:
     number = within(1)
     parser.add_argument("--depths", type=number, nargs="+", default=[3, 9, 19])
     parser.add_argument("--rounds", type=number, default=3, help="of timings (default: 3)")
-    parser.add_argument("--out", type=folder, help="folder for convergence.md and convergence.svg")
+    parser.add_argument(
+        "--out", type=illustrated, help="folder for convergence.md and convergence.svg"
+    )
     options = parser.parse_args()
     lines, curves = convergence_table(options.depths)
     peers = scipy_table(options.depths, options.rounds)

@@ -1,12 +1,13 @@
 """``python -m asv_benchmarks.gate_check``: does the speed gate see a slowdown, and noise for none?
 
 Compares the working tree with itself, again and again, and with itself made to run every cycle
-twice. Writes ``docs/speed-gate.md``.
+twice. Writes the page ``speed-gate.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from asv_benchmarks.gate import (
     lay_out,
 )
 from asv_benchmarks.subjects import SUBJECTS
-from repro.options import within
+from repro.options import folder, within
 
 TWICE = """
 
@@ -41,12 +42,12 @@ ENorm.step = _twice  # type: ignore[method-assign]
 PAGE = """\
 # Does the speed gate see what it should?
 
-Made by `python -m asv_benchmarks.gate_check --runs {runs}` with torch {torch}, {threads} threads:
-the working tree against itself, {runs} times, and once with every cycle run twice. {rounds} rounds
-per subject; red means slower by more than {tolerated:.0%} with 99 % confidence.
+Made by `python -m asv_benchmarks.gate_check --runs {runs} --rounds {rounds} --out docs` with torch
+{torch}, {threads} threads: the working tree against itself, {runs} times, and once with every cycle
+run twice. Red means slower by more than {tolerated:.0%} with 99 % confidence.
 
-| | runs | red | largest median quotient | largest lower limit |
-|---|---|---|---|---|
+| | runs | red | undecided | largest median quotient | largest lower limit |
+|---|---|---|---|---|---|
 {rows}
 
 With every cycle run twice `exit status {status}`:
@@ -62,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate_check")
     parser.add_argument("--runs", type=within(1), default=20, help="without a change (default: 20)")
     parser.add_argument("--rounds", type=within(FEWEST_ROUNDS), default=15)
+    parser.add_argument("--out", type=folder, default=ROOT / "docs", metavar="DIR")
     options = parser.parse_args()
     subjects = list(SUBJECTS)
     runs: list[list[Outcome]] = []
@@ -80,9 +82,12 @@ def main() -> int:
     for place, subject in enumerate(subjects):
         outcomes = [run[place] for run in runs]
         red = sum(outcome.verdict in ("slower", "broken") for outcome in outcomes)
-        median = max(outcome.median for outcome in outcomes)
-        limit = max(outcome.at_least for outcome in outcomes)
-        rows.append(f"| {subject} | {len(outcomes)} | {red} | {median:.2f} | {limit:.2f} |")
+        unsure = sum(outcome.verdict == "undecided" for outcome in outcomes)
+        measured = [outcome for outcome in outcomes if outcome.quotients]
+        median = max((outcome.median for outcome in measured), default=math.nan)
+        limit = max((outcome.at_least for outcome in measured), default=math.nan)
+        cells = [subject, str(len(outcomes)), str(red), str(unsure)]
+        rows.append(f"| {' | '.join(cells)} | {median:.2f} | {limit:.2f} |")
     text = PAGE.format(
         runs=options.runs,
         torch=torch.__version__,
@@ -93,7 +98,7 @@ def main() -> int:
         status=exit_status(planted),
         planted="\n".join(map(str, planted)),
     )
-    (ROOT / "docs" / "speed-gate.md").write_text(text)
+    (options.out / "speed-gate.md").write_text(text)
     return int(exit_status(planted) != 1 or any(exit_status(run) for run in runs))
 
 

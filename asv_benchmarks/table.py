@@ -13,7 +13,9 @@ import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -30,9 +32,10 @@ from asv_benchmarks.suite.common import (
 )
 from asv_benchmarks.suite.networks import NETS, build
 from asv_benchmarks.suite.training import batch_of
-from properties.adapters import authors, notebook
-from properties.implementation import Implementation
-from repro.options import folder, within
+from repro.options import file, folder, within
+
+if TYPE_CHECKING:
+    from properties.implementation import Implementation
 
 C = 1.2
 
@@ -50,9 +53,10 @@ torchvision's.
 
 * **floor**: one pass that reads the weights and one that reads and writes them; the columns from
   *ours* to *BN adds* are multiples of it;
-* **ours**: one cycle, `ENorm(model).step()`; **compiled**: the same with `compile=True`;
+* **ours**: one cycle, `ENorm(model, c=1.2).step()`; **compiled**: the same with `compile=True`;
 * **authors'**, **notebook's**: `facebookresearch/enorm` and `jeromepl/enorm-reproducibility`, which
-  take the fully connected networks only;
+  take the fully connected networks only; the authors' leaves the last pair of layers out,
+  one of two groups at depth 1;
 * **BN adds**: a training step with BatchNorm less one without, round by round, batch 256
   (convolutional 16).
 
@@ -149,8 +153,8 @@ def cell(values: Sequence[float]) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.table", description=__doc__)
-    default = ["fc-1", "fc-9", "fc-19", "vgg", "resnet18"]
-    parser.add_argument("--nets", nargs="+", default=default, metavar="NET")
+    usual = ["fc-1", "fc-9", "fc-19", "vgg", "resnet18"]
+    parser.add_argument("--nets", nargs="+", default=usual, metavar="NET")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     number = within(1)
     parser.add_argument(
@@ -164,20 +168,21 @@ def main() -> None:
         "--notebook", type=Path, metavar="CHECKOUT", help="of jeromepl/enorm-reproducibility"
     )
     parser.add_argument("--out", type=folder, metavar="DIR", help="write the page there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write BatchNorm's share there")
+    parser.add_argument("--json", type=file, metavar="FILE", help="write BatchNorm's share there")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     peers: dict[str, Implementation] = {}
     if unknown := set(options.nets) - set(NETS):
         parser.error(f"--nets: {min(unknown)!r} is none of {', '.join(NETS)}")
+    if options.json is not None and not any(net.startswith("fc") for net in options.nets):
+        parser.error("--json needs a fully connected network in --nets")
     try:
-        if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
+        # Adapters belong to the property suite, which needs more than a benchmark does.
         if options.authors is not None:
-            peers["authors"] = authors.load(options.authors)
+            peers["authors"] = import_module("properties.adapters.authors").load(options.authors)
         if options.notebook is not None:
-            peers["notebook"] = notebook.load(options.notebook)
+            peers["notebook"] = import_module("properties.adapters.notebook").load(options.notebook)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     where = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
@@ -197,7 +202,8 @@ def main() -> None:
         lines.append(f"| {' | '.join([net, *cells])} |")
     page = PAGE.format(
         options=" ".join(
-            [f"--passes {options.passes}", f"--rounds {options.rounds}"]
+            ([] if options.nets == usual else [f"--nets {' '.join(options.nets)}"])
+            + [f"--passes {options.passes}", f"--rounds {options.rounds}"]
             + [f"--device {options.device}"]
             + [f"--{name} CHECKOUT" for name in peers]
         ),

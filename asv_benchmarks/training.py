@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from tqdm import tqdm
 
 import enorm
 from asv_benchmarks.suite.networks import CONVOLUTIONAL, build
-from repro.data import Tensors, load, tensors
-from repro.options import folder, within
+from repro.data import DataError, Tensors, load, tensors
+from repro.options import given, illustrated, within
 
 RATE, BATCH = 3e-4, 64
 LABELS = {"vgg": "VGG-11 with biases", "resnet18": "ResNet-18"}
@@ -32,7 +33,7 @@ _COMPARED, _NOISE_EVERY = 16, 10
 PAGE = """\
 # Convolutional networks in training
 
-Made by `python -m asv_benchmarks.training --data PATH --steps {steps} --out docs` with torch
+Made by `python -m asv_benchmarks.training --data PATH{nets} --steps {steps} --out docs` with torch
 {torch}, {threads} threads, on {form}: AdamW with rate {rate}, batches of {batch}, seed 0, with and
 without `enorm.ENorm(model, optimizer).attach()` (p = 2, c = 1, one cycle per step).
 
@@ -145,7 +146,7 @@ def table(runs: Sequence[Run]) -> str:
         cells = [LABELS[run.net], "ENorm" if run.with_enorm else "without"]
         cells += [f"{sum(last) / len(last):.3f}", f"{run.accuracy:.1f}", f"{run.energy:.3f}"]
         if run.with_enorm:
-            middle, noise = (sorted(one)[len(one) // 2] for one in (run.errors, run.noise))
+            middle, noise = map(statistics.median, (run.errors, run.noise))
             cells += [f"{middle:.1f}", f"{max(run.errors):.1f}", f"{noise:.1f}"]
         else:
             cells += ["", "", ""]
@@ -194,14 +195,19 @@ def plot(runs: Sequence[Run], file: Path) -> None:
 def main() -> None:
     """Print the table; with ``--out`` write page and plot."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.training")
-    parser.add_argument("--data", default="cifar10", help="as of python -m repro.figure2")
+    parser.add_argument(
+        "--data", type=given, default="cifar10", help="as of python -m repro.figure2"
+    )
     parser.add_argument("--nets", nargs="+", default=CONVOLUTIONAL, choices=CONVOLUTIONAL)
     parser.add_argument(
         "--steps", type=within(1), default=300, help="of each training (default: 300)"
     )
-    parser.add_argument("--out", type=folder, help="folder for training.md and training.svg")
+    parser.add_argument("--out", type=illustrated, help="folder for training.md and training.svg")
     options = parser.parse_args()
-    images = load(options.data)
+    try:
+        images = load(options.data)
+    except DataError as error:
+        parser.error(str(error))
     data = tensors(images, min(50_000, len(images.train)), torch.device("cpu"))
     runs = [
         train(net, with_enorm, data, options.steps)
@@ -209,6 +215,7 @@ def main() -> None:
         for with_enorm in (False, True)
     ]
     text = PAGE.format(
+        nets="" if options.nets == CONVOLUTIONAL else f" --nets {' '.join(options.nets)}",
         steps=options.steps,
         torch=torch.__version__,
         threads=torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def read(folder: Path) -> Report:
         try:
             shares = json.loads((folder / COST).read_text())["bn_percent_of_step"]
             cost = {int(depth): float(share) for depth, share in shares.items()}
+            if not all(map(math.isfinite, cost.values())):
+                raise ValueError("a share is no number")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / COST} is not what `python -m asv_benchmarks.table --json` writes: "

@@ -230,7 +230,10 @@ def test_a_folder_that_cannot_be_written(
     assert "use another --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"bn_percent_of_step": {"nine": 6}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"bn_percent_of_step": {"nine": 6}}', '{"bn_percent_of_step": {"9": NaN}}'],
+)
 def test_costs_that_are_none(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
