@@ -131,8 +131,7 @@ class Followers:
                         )
                     yield buffer, -powers[key] if preconditioned else powers[key]
                 elif any(
-                    isinstance(one, Tensor) and (one.shape == parameter.shape or one.numel() > 1)
-                    for one in tree_leaves(buffer)
+                    one.shape == parameter.shape or one.numel() > 1 for one in _tensors_in(buffer)
                 ):
                     raise TypeError(
                         f"state {key!r} of {kind} for parameter {name!r} is unknown to enorm: say "
@@ -219,6 +218,12 @@ def _tensors_of(copy: Any) -> Mapping[str, Tensor]:
     if isinstance(copy, Mapping) and all(isinstance(one, Tensor) for one in copy.values()):
         return copy
     raise TypeError(f"a copy must be a model or tensors by name, got {type(copy).__name__}")
+
+
+def _tensors_in(buffer: Any) -> Sequence[Tensor]:
+    # Nearly always it is one, such as the number of steps.
+    leaves = [buffer] if isinstance(buffer, Tensor) else tree_leaves(buffer)
+    return [one for one in leaves if isinstance(one, Tensor)]
 
 
 class _Parameters(Mapping[str, Tensor]):
