@@ -38,9 +38,8 @@ class ENormCallback(Callback):
 
     Raises (when a fit begins):
         AttributeError: there is no such submodule.
-        ValueError, TypeError, UnsupportedModel: as :class:`enorm.ENorm` does; or the parameters to
-            rescale are not all in one of the optimizers; or another callback averages weights,
-            whose scales would differ.
+        ValueError, TypeError, UnsupportedModel: as :class:`enorm.ENorm` does; or another callback
+            averages weights, whose scales would differ.
 
     Source: Stock et al. 2019, Algorithm 2.
     """
@@ -75,8 +74,8 @@ class ENormCallback(Callback):
         options = dict(self._options)
         plan = options.pop("plan", None)
         plan = trace(model) if plan is None else plan
-        optimizer = _optimizer_of(trainer.optimizers, model, plan)
-        self.enorm = ENorm(model, optimizer, plan=plan, **options)
+        optimizers = _optimizers_of(trainer.optimizers, model, plan)
+        self.enorm = ENorm(model, optimizers, plan=plan, **options)
         if self._loaded and self._owner in (None, model):
             self.enorm.load_state_dict(self._loaded)
         self._owner = model
@@ -109,8 +108,10 @@ class ENormCallback(Callback):
             self._loaded = self.state_dict()
 
 
-def _optimizer_of(optimizers: Sequence[Optimizer], model: nn.Module, plan: Plan) -> Optimizer:
-    """The one that has the parameters of ``plan``; frozen ones need none."""
+def _optimizers_of(
+    optimizers: Sequence[Optimizer], model: nn.Module, plan: Plan
+) -> Sequence[Optimizer]:
+    """Those that have parameters of ``plan``; all where none has."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     needed = {id(parameters[name]) for name in plan.parameter_names()}
     owners = [
@@ -118,9 +119,5 @@ def _optimizer_of(optimizers: Sequence[Optimizer], model: nn.Module, plan: Plan)
         for optimizer in optimizers
         if needed & {id(one) for group in optimizer.param_groups for one in group["params"]}
     ]
-    if len(owners) != 1:
-        raise ValueError(
-            f"the parameters to rescale are in {len(owners)} of {len(optimizers)} optimizers: "
-            "ENorm needs one, so name a module whose parameters one optimizer has"
-        )
-    return owners[0]
+    # ENorm says what is wrong with optimizers that have none.
+    return owners or optimizers

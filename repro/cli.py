@@ -44,7 +44,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
     source = preset.data if options.data is None else options.data
     out: Path = options.out or Path("results") / preset.name
     ids = options.methods or [series.id for series in experiment.series]
-    given = list(arguments if arguments is not None else sys.argv[1:])
+    words = list(arguments if arguments is not None else sys.argv[1:])
     try:
         device = _device(options.device)
         if options.threads is not None:
@@ -59,7 +59,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None) -> int:
         text = f"{experiment.title}, preset {preset.name}: {many} on {images.form}"
         print(text, file=sys.stderr)
         done = run_all(specs, images, out / "records", device, options.executor)
-        report = page.write(out, f"python -m repro.{name} {_shown(given, source)}")
+        report = page.write(out, f"python -m repro.{name} {_shown(words, source)}")
         tell(report, out, name)
         return gate.check(done, report, preset) if options.gate else 0
     except (DataError, ValueError) as error:
@@ -163,18 +163,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _shown(given: Sequence[str], source: str) -> str:
+def _shown(words: Sequence[str], source: str) -> str:
     """The command line without the machine's own paths."""
     places = {"--out": "DIR"}
     if Path(source).is_dir():
         places["--data"] = "PATH"
-    parts = list(given)
-    for index, part in enumerate(given):
+    parts = list(words)
+    for index, part in enumerate(words):
         option, equals, _ = part.partition("=")
         if equals and option in places:
             parts[index] = option + equals + places[option]
-        elif index > 0 and given[index - 1] in places:
-            parts[index] = places[given[index - 1]]
+        elif index > 0 and words[index - 1] in places:
+            parts[index] = places[words[index - 1]]
     return " ".join(parts)
 
 

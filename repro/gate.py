@@ -130,7 +130,7 @@ def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
     if not wrong:
         decided = sum(found[id] != "not run" for id in expected)
         print(f"gate: {cells} cells and {decided} verdicts as committed", file=sys.stderr)
-    return bool(wrong)
+    return int(bool(wrong))
 
 
 def compare(done: Sequence[Record], known: Sequence[Record]) -> tuple[int, list[str]]:

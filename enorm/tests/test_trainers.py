@@ -193,20 +193,37 @@ def test_lightning_with_averages() -> None:
         trainer.fit(task(pl, network()), DataLoader(Samples(named=False), BATCH))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_lightning_with_two_optimizers() -> None:
-    """Each half of a group in one of them cannot be followed; a module in one can."""
-    pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
-    from enorm.lightning import _optimizer_of
+    """Which step one after the other, as by hand; a third has nothing to do with it."""
+    pl: Any = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from enorm.lightning import ENormCallback
 
-    model = network()
-    plan = enorm.trace(model)
-    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    rest = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.1)
-    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="in 2 of 2 optimizers"):
-        _optimizer_of([first, rest], model, plan)
-    whole = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert _optimizer_of([other, whole], model, plan) is whole
+    class Task(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.other = network(), nn.Linear(2, 2)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> None:
+            both = self.optimizers()[:2]
+            for one in both:
+                one.zero_grad()
+            self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+            for one in both:
+                one.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            parts = ([self.net[0]], [self.net[2], self.net[4]], [self.other])
+            return [adam(nn.ModuleList(part).parameters()) for part in parts]
+
+    fitted, callback = Task(), ENormCallback("net", **OPTIONS)
+    quiet(pl, callback, 2).fit(fitted, DataLoader(Samples(named=False), BATCH))
+    assert_same(fitted.net, by_hand(2, **OPTIONS))
+    assert callback.state_dict()["calls"] == 2 * SAMPLES // BATCH
+    foreign = task(pl, network(), lambda _: adam(network().parameters()))
+    with pytest.raises(ValueError, match="has none of the parameters that are rescaled"):
+        quiet(pl, ENormCallback("net"), 1).fit(foreign, DataLoader(Samples(named=False), BATCH))
 
 
 @pytest.fixture
