@@ -648,4 +648,11 @@ def test_a_weight_of_which_only_the_dtype_is_read() -> None:
     plan = enorm.trace(Cast(padded), torch.randn(2, 3, 6, 6))
     assert groups(plan) == [(["a"], ["b"], 5)]
     assert plan.skipped == ()
-    assert {line.rpartition(":")[0] for line in plan.size_dependent} <= {__file__}
+
+
+def test_lines_are_the_models_own() -> None:
+    """Also where torch asks for the number, inside of a function that is looked at."""
+    model = Between(lambda x: x * torch.ones(9)[: x.shape[3]].sum())
+    plan = enorm.trace(model, torch.randn(2, 3, 6, 6))
+    assert groups(plan) == [(["a"], ["b"], 5)]
+    assert [line.rpartition(":")[0] for line in plan.size_dependent] == [__file__]
