@@ -49,6 +49,8 @@ def check_work(what: str, net: str) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    # A version that prints while it is imported is broken, whether or not it still waits to be seen.
+    sys.stdout.flush()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         _answer(answers)
