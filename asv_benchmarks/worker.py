@@ -49,7 +49,7 @@ def check_work(what: str, net: str) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
-    # A version that prints while it is imported is broken, whether or not it still waits to be seen.
+    # What was printed during the import comes out as an answer, buffered or not: it is broken.
     sys.stdout.flush()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
