@@ -293,8 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(map(repr, SUBJECTS))} (default: all)",
     )
     options = parser.parse_args(arguments)
-    # So that who ends this process ends those that it has started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name).resolve()
@@ -316,4 +314,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # So that who ends this process ends those that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

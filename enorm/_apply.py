@@ -111,9 +111,8 @@ def following(
     jobs = [
         Job(target, tensor, power)
         for target in targets
-        for name in [target.name]
         for tensor, power in followers.of(
-            name, tensors[name], preconditioned=name in preconditioned
+            target.name, tensors[target.name], preconditioned=target.name in preconditioned
         )
     ]
     for job in jobs:

@@ -164,7 +164,7 @@ class Followers:
 
     def check(self, tensors: Collection[Tensor]) -> None:
         """Raise ValueError if the optimizers are another model's."""
-        known = {id(parameter) for one in self.optimizers for parameter in _parameters_of(one)}
+        known = self._known()
         if self.optimizers and not any(id(tensor) in known for tensor in tensors):
             raise ValueError(
                 "the optimizer has none of the parameters that are rescaled: pass the one that "
@@ -172,17 +172,19 @@ class Followers:
             )
 
     def step_at_once(self, tensors: Collection[Tensor]) -> bool:
-        """Whether one optimizer has all that learns: behind its step no gradient is to be used."""
-        if len(self.optimizers) > 1:
-            return False
-        known = {id(parameter) for one in self.optimizers for parameter in _parameters_of(one)}
-        learning = [tensor for tensor in tensors if tensor.requires_grad]
-        return not self.optimizers or all(id(tensor) in known for tensor in learning)
+        """Whether one optimizer has all that learns: behind its step no gradient is to be used.
 
+        Without any nobody is known to use them.
+        """
+        if len(self.optimizers) != 1:
+            return not self.optimizers
+        known = self._known()
+        return all(id(tensor) in known for tensor in tensors if tensor.requires_grad)
 
-def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
+    def _known(self) -> set[int]:
+        """What the optimizers have, by identity."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def _listed(optimizer: Any) -> list[Any]:

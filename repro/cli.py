@@ -14,7 +14,7 @@ import torch
 from repro import gate, page
 from repro.data import DataError, load
 from repro.experiments import Experiment
-from repro.options import given, within
+from repro.options import given, path, within
 from repro.page import Report
 from repro.spec import PRESETS
 from repro.sweep import Executor, run_all
@@ -140,9 +140,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         default="local",
         help="ray sends runs to a Ray cluster (RAY_ADDRESS, else this machine; default: local)",
     )
-    parser.add_argument(
-        "--out", type=lambda text: Path(given(text)), metavar="DIR", help="default: results/PRESET"
-    )
+    parser.add_argument("--out", type=path, metavar="DIR", help="default: results/PRESET")
     parser.add_argument(
         "--gate",
         action="store_true",

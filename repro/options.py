@@ -17,6 +17,11 @@ def given(text: str) -> str:
     return text
 
 
+def path(text: str) -> Path:
+    """Of a file or a folder."""
+    return Path(given(text))
+
+
 def within(least: int, most: float = math.inf) -> Callable[[str], int]:
     """A whole number from ``least`` to ``most``."""
 
@@ -33,13 +38,13 @@ def within(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 def folder(text: str) -> Path:
     """A folder that is there, or is made, and can be written to."""
-    path = Path(given(text))
+    place = path(text)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return path
+    return place
 
 
 def illustrated(text: str) -> Path:
@@ -51,8 +56,8 @@ def illustrated(text: str) -> Path:
 
 def file(text: str) -> Path:
     """A file that can be written."""
-    path = Path(given(text))
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder")
-    folder(str(path.parent))
-    return path
+    place = path(text)
+    if place.is_dir():
+        raise argparse.ArgumentTypeError(f"{place} is a folder")
+    folder(str(place.parent))
+    return place

@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repro import cli, page
-from repro.options import given
+from repro.options import path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild the outputs in a folder; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m repro.report", description=__doc__)
-    parser.add_argument(
-        "folder",
-        type=lambda text: Path(given(text)),
-        help="what an experiment wrote to: it holds records/",
-    )
+    parser.add_argument("folder", type=path, help="what an experiment wrote to: it holds records/")
     folder: Path = parser.parse_args(arguments).folder
     try:
         report = page.write(folder, "python -m repro.report DIR")
