@@ -28,6 +28,7 @@ class Cycle:
     net: Net
     before: torch.nn.Sequential
     after: torch.nn.Sequential
+    plan: enorm.Plan
     energies: tuple[float, ...]
     p: float
     c: float
@@ -66,7 +67,7 @@ def of_function(cycle: Cycle, training: bool = False) -> float:
     inputs = cycle.net.draw_inputs()
     if not all(oracle.in_range(model, inputs) for model in (cycle.before, cycle.after)):
         return 0.0
-    found = enorm.verify(cycle.before, cycle.after, inputs, training=training)
+    found = enorm.verify(cycle.before, cycle.after, inputs, plan=cycle.plan, training=training)
     return 0.0 if found.ratio is None else found.ratio
 
 
@@ -103,8 +104,9 @@ def ratios(dtype: str, examples: int) -> dict[str, list[float]]:
         for _ in range(30):
             cycle_(further, p, c, accumulate)
             energies.append(oracle.energy(further, p, c))
+        cycle = Cycle(net, before, after, enorm.trace(before), tuple(energies), p, c)
         for name, ratio in BOUNDS.items():
-            found[name].append(ratio(Cycle(net, before, after, tuple(energies), p, c)))
+            found[name].append(ratio(cycle))
 
     draw()
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from enorm import _apply, _stepper
-from repro import figure2, gate, page, records
+from repro import figure2, gate, page, records, table
 from repro.data import Images
 from repro.experiments import FIGURE2
 from repro.records import Record
@@ -142,7 +142,7 @@ COMMAND = ["--preset", "tiny", "--methods", "enorm", "baseline", "--seeds", "2",
 @pytest.mark.usefixtures("committed")
 def test_an_unchanged_project_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure2.main([*COMMAND, str(tmp_path / "out")]) == 0
-    assert "4 cells and" in capsys.readouterr().err
+    assert "4 of 4 cells and" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("committed")
@@ -187,7 +187,7 @@ def test_other_seeds_are_compared_by_cells(
 ) -> None:
     command = ["--preset", "tiny", "--methods", "baseline", "--first-seed", "7", "--gate"]
     assert figure2.main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert "2 cells and 0 verdicts as committed" in capsys.readouterr().err
+    assert "2 of 2 cells and 0 verdicts as committed" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("committed")
@@ -246,6 +246,45 @@ def test_committed_runs_pass_whether_all_or_some(depth: int | None, tmp_path: Pa
     for record in done:
         records.write(tmp_path / "records", record)
     assert gate.check(done, page.read(tmp_path), preset) == 0
+
+
+def test_committed_runs_made_again_elsewhere_pass(tmp_path: Path) -> None:
+    """By the present numerics, which some of them are older than."""
+    preset = PRESETS["paper"]
+    methods = {one.id for one in FIGURE2.series}
+    known = list(records.read_all(gate.committed(preset) / "records"))
+    assert {one.numerics_version for one in known} != {known[0].spec.numerics_version}
+    rows = table.runs(known).table
+    chosen = rows["series"].isin(methods) & (rows["seed"] < 2) & (rows["epochs"] == preset.epochs)
+    for record, take in zip(known, chosen, strict=True):
+        if take:
+            again = replace(
+                record,
+                key=record.spec.key(record.data["hash"]),
+                numerics_version=record.spec.numerics_version,
+                environment={**record.environment, "torch": "9.9"},
+            )
+            records.write(tmp_path / "records", again)
+    report = page.read(tmp_path)
+    assert gate.check(report.records, report, preset) == 0
+
+
+def test_an_expected_verdict_that_is_none_of_all_runs_is_stopped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    preset = PRESETS["paper"]
+    report = page.read(gate.committed(preset))
+    wrong = [
+        replace(one, claim=replace(one.claim, expected="not reproduced"))
+        if one.claim.id == "baseline-above-authors"
+        else one
+        for one in report.findings
+    ]
+    assert gate.check(report.records, replace(report, findings=tuple(wrong)), preset) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "gate: verdict of baseline-above-authors: reproduced, expected not reproduced\n"
+    )
 
 
 def test_a_cycle_that_does_nothing_is_found_on_any_machine(known: list[Record]) -> None:
