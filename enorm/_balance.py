@@ -113,8 +113,7 @@ def balance_(
             "rounded jacobi updates of neighbours can raise the energy: use another solver with "
             "powers of two"
         )
-    if not tol >= 0:
-        raise ValueError(f"tol must be at least 0, got {tol!r}")
+    _check_tolerance(tol)
     check_count("max_cycles", max_cycles)
     followers = Followers(optimizer, copies, gradients=True)
     plan = (trace(model) if plan is None else check_plan(plan)).under(batchnorm)
@@ -200,17 +199,34 @@ def residual(
 
 def check_exponents(plan: Plan, p: Any, c: Any) -> None:
     """Raise ValueError unless p and c are positive, c is finite, and names layers if it has any."""
-    if not (isinstance(p, Real) and float(p) > 0):
+    if not (isinstance(p, Real) and _float(p) > 0):
         raise ValueError(f"p must be a number above 0, or infinity, got {p!r}")
-    factors = c.items() if isinstance(c, Mapping) else [("", c)]
-    for name, value in factors:
-        if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-            where = f" of {name!r}" if name else ""
-            raise ValueError(f"c{where} must be a finite number above 0, got {value!r}")
+    if not isinstance(c, Mapping):
+        _check_factor("c", c)
+        return
     known = {layer.module for layer in plan.layers}
-    for name, _ in factors:
-        if name and name not in known:
+    for name, value in c.items():
+        if name not in known:
             raise ValueError(f"c names {name!r}, which is no layer of the plan")
+        _check_factor(f"c of {name!r}", value)
+
+
+def _check_factor(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 < _float(value) < math.inf):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _check_tolerance(value: Any) -> None:
+    if not (isinstance(value, Real) and _float(value) >= 0):
+        raise ValueError(f"tol must be a number of at least 0, got {value!r}")
+
+
+def _float(value: Any) -> float:
+    """As a float, NaN if none is as large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def check_count(name: str, value: Any) -> None:
@@ -228,7 +244,7 @@ def _resolve(
 
 
 def _energy(plan: Plan, tensors: Mapping[str, Tensor], p: float, c: Factor) -> float:
-    total = 0.0
+    total, p = 0.0, float(p)
     for layer in plan.layers:
         weight = tensors[layer.weight].detach()
         entries = local(weight).double()
@@ -261,7 +277,7 @@ def _check_range(
     for name in plan.parameter_names():
         tensor = tensors[name]
         kind = str(tensor.dtype).removeprefix("torch.")
-        advice = "nothing was rescaled; use a wider dtype or a c nearer to 1"
+        advice = "nothing was rescaled; use a wider dtype, a c nearer to 1 or a larger p"
         if not all_finite(tensor):
             raise ValueError(f"parameter {name!r} would leave the range of {kind}: {advice}")
         # Single weights may vanish beside others; a bias, or all weights of a unit, may not.

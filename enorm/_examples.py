@@ -30,6 +30,7 @@ class Arguments:
 
     in_order: tuple[Any, ...]
     by_name: Mapping[str, Any]
+    called: str = "inputs"
 
     @classmethod
     def of(cls, inputs: Any, called: str = "inputs") -> Arguments:
@@ -39,9 +40,9 @@ class Arguments:
             TypeError: these, ``called`` so where they were given, are no tensors.
         """
         if isinstance(inputs, Mapping):
-            found = cls((), dict(inputs))
+            found = cls((), dict(inputs), called)
         else:
-            found = cls(inputs if isinstance(inputs, tuple) else (inputs,), {})
+            found = cls(inputs if isinstance(inputs, tuple) else (inputs,), {}, called)
         for value in (*found.in_order, *found.by_name.values()):
             if not isinstance(value, Tensor):
                 raise TypeError(
@@ -57,9 +58,9 @@ class Arguments:
             UnsupportedModel: ``forward`` takes others, fewer or more.
         """
         if self.in_order:
-            given = dict(zip(_names(model, len(self.in_order)), self.in_order, strict=True))
+            given = dict(zip(_names(model, self), self.in_order, strict=True))
         else:
-            _check_names(model, self.by_name)
+            _check_names(model, self)
             given = dict(self.by_name)
         parameters = inspect.signature(model.forward).parameters.values()
         defaults = {one.name: one.default for one in parameters if isinstance(one.default, Tensor)}
@@ -77,7 +78,7 @@ def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
     Args:
         model: the network.
         example_inputs: a tensor, a tuple of tensors in the order of the arguments, or tensors by
-            the arguments' names; None for none.
+            the arguments' names, or :class:`Arguments` of these; None for none.
 
     Raises:
         UnsupportedModel: ``forward`` takes others, fewer or more.
@@ -85,7 +86,9 @@ def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
     """
     if example_inputs is None:
         return {}
-    given = Arguments.of(example_inputs, "example_inputs").named(model)
+    if not isinstance(example_inputs, Arguments):
+        example_inputs = Arguments.of(example_inputs, "example_inputs")
+    given = example_inputs.named(model)
     dtypes = [value.dtype for value in model.parameters() if value.is_floating_point()]
     found = {}
     for name, value in given.items():
@@ -94,8 +97,9 @@ def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
     return found
 
 
-def _names(model: nn.Module, given: int) -> list[str]:
+def _names(model: nn.Module, inputs: Arguments) -> list[str]:
     """Of the first arguments; UnsupportedModel if ``forward`` takes more than these, or fewer."""
+    given = len(inputs.in_order)
     parameters = inspect.signature(model.forward).parameters.values()
     required = [one.name for one in parameters if one.default is one.empty]
     by_name = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -103,33 +107,33 @@ def _names(model: nn.Module, given: int) -> list[str]:
     positional = [one.name for one in parameters if one.kind < one.VAR_POSITIONAL]
     if missing := [one for one in by_name if one in required]:
         raise UnsupportedModel(
-            f"forward takes {missing[0]!r} by its name only: give example_inputs by name, "
+            f"forward takes {missing[0]!r} by its name only: give {inputs.called} by name, "
             f"{{{missing[0]!r}: ..., ...}}"
         )
     least = sum(one in required for one in positional)
     most = math.inf if others else len(positional)
     if not least <= given <= most:
         raise UnsupportedModel(
-            f"example_inputs has {given} tensor{'s' * (given != 1)}, and forward takes "
+            f"{inputs.called} has {given} tensor{'s' * (given != 1)}, and forward takes "
             f"{', '.join(positional) or 'none'}"
         )
     rest = [f"{others[0]}_{number}" for number in range(given - len(positional))] if others else []
     return [*positional[:given], *rest]
 
 
-def _check_names(model: nn.Module, given: Mapping[str, Any]) -> None:
+def _check_names(model: nn.Module, inputs: Arguments) -> None:
     """Raise UnsupportedModel if ``forward`` has no arguments of these names, or needs others."""
     parameters = inspect.signature(model.forward).parameters.values()
     plain = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     known = [one.name for one in plain if one.kind is not one.POSITIONAL_ONLY]
     takes = f"and forward takes {', '.join(one.name for one in plain) or 'none'}"
     any_name = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    for name in given:
+    for name in inputs.by_name:
         if not (any_name or name in known):
-            raise UnsupportedModel(f"example_inputs has {name!r}, {takes}")
+            raise UnsupportedModel(f"{inputs.called} has {name!r}, {takes}")
     for one in plain:
-        if one.default is one.empty and one.name not in given:
-            raise UnsupportedModel(f"example_inputs lacks {one.name!r}, {takes}")
+        if one.default is one.empty and one.name not in inputs.by_name:
+            raise UnsupportedModel(f"{inputs.called} lacks {one.name!r}, {takes}")
 
 
 def shapes_of(graph_module: fx.GraphModule, inputs: Inputs) -> Mapping[fx.Node, torch.Size]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,10 +54,13 @@ def register_state_rule(kind: type[Optimizer], powers: Mapping[str, int]) -> Non
             than one number. They have to be of the parameter's shape unless their power is 0.
 
     Raises:
-        TypeError: ``kind`` is no class of optimizers, or a power is no whole number.
+        TypeError: ``kind`` is no class of optimizers, ``powers`` no dict, or a power is no
+            whole number.
     """
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise TypeError(f"kind must be a subclass of torch.optim.Optimizer, got {kind!r}")
+    if not isinstance(powers, Mapping):
+        raise TypeError(f"powers must be a dict by the buffers' keys, got {powers!r}")
     for key, power in powers.items():
         if not isinstance(power, int):
             raise TypeError(f"power of {key!r} must be a whole number, got {power!r}")
@@ -75,6 +78,7 @@ class Followers:
 
     Raises:
         TypeError: the optimizer's state is of an unknown kind, or a copy is something else.
+        ValueError: an optimizer is listed twice.
     """
 
     def __init__(
@@ -87,8 +91,12 @@ class Followers:
         self.optimizers = _listed(optimizer)
         for one in self.optimizers:
             _check_optimizer(one)
+        if len({id(one) for one in self.optimizers}) < len(self.optimizers):
+            raise ValueError("an optimizer is listed twice: its state would be rescaled twice")
         if isinstance(copies, (nn.Module, Mapping)):
             raise TypeError("copies must be a list of models, got one: write copies=[...]")
+        if not isinstance(copies, Iterable):
+            raise TypeError(f"copies must be a list of models, got {type(copies).__name__}")
         self._copies = [_tensors_of(copy) for copy in copies]
         self.gradients = gradients
 

@@ -33,7 +33,7 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
     Raises:
         ValueError: a name is unknown or named twice, a module is of another kind or is not used
             through its own parameters, or sizes do not fit.
-        TypeError: the model is no module, or a chain is a string.
+        TypeError: the model is no module, or a chain is a string or a set.
 
     Formula: Stock et al. 2019, §3.1.
     """
@@ -44,6 +44,8 @@ def plan_from_layers(model: nn.Module, *chains: Sequence[str]) -> Plan:
     for chain in chains:
         if isinstance(chain, str):
             raise TypeError(f"a chain must be a list of module names, got the string {chain!r}")
+        if isinstance(chain, (set, frozenset)):
+            raise TypeError("a chain must be a list of module names, for a set has no order")
     chains = tuple(tuple(chain) for chain in chains)
     for chain in chains:
         for name in chain:

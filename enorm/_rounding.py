@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from enorm._examples import Arguments, Inputs
 from enorm._functional import owner_of
-from enorm._graph import set_mode, symbolic_trace
+from enorm._graph import check_module, set_mode, symbolic_trace
 from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -51,6 +52,14 @@ _FLATTENS = frozenset({torch.flatten, "flatten"})
 _MOVES = RESHAPES | PERMUTATIONS | SQUEEZES | UNSQUEEZES | _FLATTENS | {operator.getitem}
 _LARGER = EXTREMA | {torch.maximum, torch.minimum, "maximum", "minimum"}
 _WHOLE = frozenset({torch.amax, torch.amin, "amax", "amin"})
+
+
+def check_bound_options(rewrites: Any, training: Any) -> None:
+    """Raise ValueError or TypeError unless these are a whole number from 0 on and a bool."""
+    if not (isinstance(rewrites, Integral) and int(rewrites) >= 0):
+        raise ValueError(f"rewrites must be a whole number of at least 0, got {rewrites!r}")
+    if not isinstance(training, bool):
+        raise TypeError(f"training must be True or False, got {training!r}")
 
 
 def error_bound(
@@ -96,13 +105,17 @@ def error_bound(
     Raises:
         UnsupportedModel: an operation for which no bound is known, or a BatchNorm whose batch
             varies less than rounding; the message names it.
+        TypeError: the model is no module, the inputs are no tensors, or ``training`` no bool.
+        ValueError: ``rewrites`` is no whole number of at least 0.
     """
+    check_module(model)
+    check_bound_options(rewrites, training)
     arguments = Arguments.of(inputs)
     if not list(model.children()) and len(arguments.in_order) == 1:
         # A model that is itself a layer would be traced into.
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
-        interpreter = _RunningError(symbolic_trace(model, inputs), rewrites)
+        interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
         with untouched(model) as randomness:
             result = interpreter.run(*interpreter.in_order(arguments.named(model)))
             drawn = randomness.moved()

@@ -131,6 +131,7 @@ def log2_coefficient(plan: Plan, layer: Layer, p: float, c: Factor) -> float:
 
 def build_problem(plan: Plan, p: float, c: Factor) -> Problem:
     """The problem that ``plan`` poses for exponent ``p`` and depth factors ``c``."""
+    p = float(p)
     rows = {
         producer.weight: index
         for index, group in enumerate(plan.groups)

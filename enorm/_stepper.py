@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -134,13 +134,6 @@ class ENorm:
         self._precision: Precision | None = None
         self._hook: RemovableHandle | None = None
         self._preconditioner: BiasPreconditioner | None = None
-        if precondition_bias:
-            # It works as soon as it is made, and beside another one gradients would go twice.
-            self._check_alone()
-            sizes = [group.size for group in self.plan.groups]
-            self._preconditioner = BiasPreconditioner(
-                self._problem.biases, self._tensors, sizes, self._followers.optimizers
-            )
         first = next(self.plan.parameter_names())
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=self._tensors[first].device)
         self._widest = max(
@@ -150,6 +143,13 @@ class ENorm:
         self._checked = self.nonfinite.device.type == "cpu"
         self._compile = compile
         self._build()
+        if precondition_bias:
+            # Last, for it works as soon as it is made; beside another gradients would go twice.
+            self._check_alone()
+            sizes = [group.size for group in self.plan.groups]
+            self._preconditioner = BiasPreconditioner(
+                self._problem.biases, self._tensors, sizes, self._followers.optimizers
+            )
 
     def _build(self) -> None:
         """What works on the tensors, anew for a copy of this object."""
@@ -204,12 +204,12 @@ class ENorm:
             RuntimeError: a parameter or module of the model is no longer the one it was.
         """
         self._check_model()
+        if (self._calls + 1) % self._every == 0:
+            # A step inside an autocast region would sum some products in half precision.
+            with torch.autocast(self.nonfinite.device.type, enabled=False):
+                self._step()
+        # Not where it raised.
         self._calls += 1
-        if self._calls % self._every:
-            return
-        # A step inside an autocast region would sum some products in half precision.
-        with torch.autocast(self.nonfinite.device.type, enabled=False):
-            self._step()
 
     def _step(self) -> None:
         preconditioner = self._preconditioner
@@ -330,6 +330,12 @@ class ENorm:
         if not isinstance(state, dict) or state.keys() != mine.keys():
             found = f"keys {list(state)}" if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"this is no state of an ENorm: got {found}")
+        counts = (state["calls"], state["nonfinite"])
+        if not all(isinstance(one, int) and one >= 0 for one in counts) or (
+            state["precision"] not in (None, *get_args(Precision))
+        ):
+            odd = {key: state[key] for key in ("calls", "nonfinite", "precision")}
+            raise ValueError(f"this is no state of an ENorm: got {odd}")
         own, others = list(self.plan.parameter_names()), state["parameters"]
         if others != own:
             one, *_ = sorted(set(own) ^ set(others)) or own

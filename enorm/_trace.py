@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -56,6 +56,8 @@ def trace(
     check_kind(model)
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of module names, got the string {exclude!r}")
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude must be a list of module names, got {type(exclude).__name__}")
     exclude = tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in exclude:

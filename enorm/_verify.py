@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 from enorm._blame import largest_change, watched
 from enorm._examples import Arguments
-from enorm._plan import Group, Plan, check_plan
-from enorm._rounding import error_bound, in_mode
+from enorm._plan import Group, Plan, check_plan, tensors_of
+from enorm._rounding import check_bound_options, error_bound, in_mode
 from enorm._trace import trace
 from enorm._unsupported import UnsupportedModel
 
@@ -102,17 +102,19 @@ def verify(
     Both are run in full float32, without TF32, whatever ``torch.backends`` says.
 
     Raises:
-        TypeError: a model is no module, or the inputs are no tensors.
-        ValueError: the outputs differ in shape or structure, or hold no tensor.
+        TypeError: a model is no module, the inputs are no tensors, or ``training`` no bool.
+        ValueError: the outputs differ in shape or structure, or hold no tensor; ``rewrites`` is no
+            whole number of at least 0, or the plan belongs to another model.
     """
     for model in (before, after):
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"before and after must be a torch.nn.Module each, got a {type(model).__name__}"
             )
+    check_bound_options(rewrites, training)
     arguments = Arguments.of(inputs)
     if plan is not None:
-        check_plan(plan)
+        tensors_of(before, check_plan(plan))
     else:
         # Untraceable models can still be compared, and of a single image the sizes may not do.
         for sizes in (inputs, None):

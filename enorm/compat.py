@@ -72,7 +72,11 @@ class ENorm:
             parameters = dict(named_params)
         except (TypeError, ValueError):
             parameters = {}
-        if not all(isinstance(name, str) for name in parameters) or not parameters:
+        fit = all(
+            isinstance(name, str) and isinstance(parameter, nn.Parameter)
+            for name, parameter in parameters.items()
+        )
+        if not (parameters and fit):
             raise ValueError(
                 "named_params must be pairs of names and parameters: pass model.named_parameters()"
             )
@@ -82,6 +86,8 @@ class ENorm:
             if "weight" in name and "bn" not in name and parameter.dim() > 1
         ]
         for name in weights:
+            if parameters[name].dim() not in _KINDS:
+                raise ValueError(f"{name!r} has {parameters[name].dim()} axes, 2 to 5 are known")
             if model_type is not None and (parameters[name].dim() == 2) != (model_type == "linear"):
                 shape = tuple(parameters[name].shape)
                 raise ValueError(f"model_type is {model_type!r}, but {name!r} has shape {shape}")

@@ -1,4 +1,4 @@
-"""ENorm as a callback of Lightning's ``Trainer``: ``pip install enorm[lightning]``."""
+"""ENorm as a callback of Lightning's ``Trainer``: ``pip install -e ".[lightning]"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ENorm as a callback of Hugging Face's ``Trainer``: ``pip install enorm[transformers]``."""
+"""ENorm as a callback of Hugging Face's ``Trainer``: ``pip install -e ".[transformers]"``."""
 
 from __future__ import annotations
 

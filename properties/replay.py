@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,8 @@ from hypothesis.errors import InvalidArgument
 
 from properties.specs import Hidden, Net
 
+# What arguments are written with beside literals.
+_KNOWN = {"Net": Net, "Hidden": Hidden, "inf": math.inf, "nan": math.nan}
 _CHOICE = ("ENORM_IMPL", "ENORM_IMPL_PATH")
 
 
@@ -71,7 +74,7 @@ def prepared(property_id: str, arguments: str) -> Callable[[], None]:
     function: Any = getattr(importlib.import_module(f"properties.{path.stem}"), name, None)
     if not hasattr(function, "hypothesis"):
         raise ValueError(f"{file} has no property of drawn examples called {name}")
-    values: dict[str, Any] = eval(f"dict({arguments})", {"Net": Net, "Hidden": Hidden})
+    values: dict[str, Any] = eval(f"dict({arguments})", dict(_KNOWN))
     # Through Hypothesis, for a property may note events and make assumptions.
     once = settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate])
     drawn = {name: st.just(value) for name, value in values.items()}

@@ -52,8 +52,14 @@ def render(reports: list[dict[str, Any]]) -> str:
     described = properties()
     for report in reports:
         if set(report["outcomes"]) != set(described):
-            odd = sorted(set(report["outcomes"]) ^ set(described))
-            raise ValueError(f"the report of {report['implementation']} differs in {odd}")
+            missing = sorted(set(described) - set(report["outcomes"]))
+            if missing:
+                part = f"lacks {len(missing)} of {len(described)} properties, as {missing[0]}"
+            else:
+                part = f"has others, as {sorted(set(report['outcomes']) - set(described))[0]}"
+            raise ValueError(
+                f"the report of {report['implementation']} {part}: run the whole suite, as it is"
+            )
     names = [f"{report['implementation']} {report['version']}" for report in reports]
     lines = [_HEAD, "## Declared", "", _row(["", *names]), _row(["---"] * (len(names) + 1))]
     for capability in reports[0]["capabilities"]:

@@ -49,7 +49,7 @@ def run_on_cluster(
         import ray
     except ImportError as error:
         raise ValueError(
-            "--executor ray needs Ray: pip install 'enorm[ray]', or use --executor local"
+            "--executor ray needs Ray: pip install -e '.[ray]', or use --executor local"
         ) from error
     threads = torch.get_num_threads()
     started = not ray.is_initialized()

@@ -50,7 +50,7 @@ def folder(text: str) -> Path:
 def illustrated(text: str) -> Path:
     """A folder for a page with pictures, which matplotlib draws."""
     if find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("needs matplotlib: pip install 'enorm[repro]'")
+        raise argparse.ArgumentTypeError("needs matplotlib: pip install -e '.[repro]'")
     return folder(text)
 
 

@@ -78,7 +78,7 @@ def test_pictures_need_matplotlib(
         monkeypatch.setattr(sys, "argv", ["module", "--out", str(tmp_path)])
         with pytest.raises(SystemExit):
             module.main()
-        assert "--out: needs matplotlib: pip install 'enorm[repro]'" in capsys.readouterr().err
+        assert "--out: needs matplotlib: pip install -e '.[repro]'" in capsys.readouterr().err
 
 
 def test_images_that_are_not_there(

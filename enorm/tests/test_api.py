@@ -6,8 +6,10 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -73,6 +75,16 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
     (lambda m: WRONG.energy(m, p=-math.inf), "p must be a number above 0, or infinity, got -inf"),
     (lambda m: WRONG.energy(m, c={"0": 0.0}), "c of '0' must be a finite number above 0, got 0.0"),
     (lambda m: WRONG.energy(m, c={"1": 2.0}), "c names '1', which is no layer of the plan"),
+    (lambda m: WRONG.balance_(m, c={0: 2.0}), "c names 0, which is no layer of the plan"),
+    (lambda m: WRONG.ENorm(m, c={"": 2.0}), "c names '', which is no layer of the plan"),
+    (
+        lambda m: WRONG.balance_(m, c={"0": 0.0}),
+        "c of '0' must be a finite number above 0, got 0.0",
+    ),
+    (
+        lambda m: WRONG.residual(m, p=10**400),
+        f"p must be a number above 0, or infinity, got {10**400}",
+    ),
     (
         lambda m: WRONG.balance_(m, p=math.inf, solver="newton"),
         "Newton's steps need a smooth norm: use another solver with p = infinity",
@@ -84,7 +96,8 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
         lambda m: WRONG.balance_(m, solver="newtown"),
         "solver must be one of sor, cyclic, jacobi, newton, got 'newtown'",
     ),
-    (lambda m: WRONG.balance_(m, tol=math.nan), "tol must be at least 0, got nan"),
+    (lambda m: WRONG.balance_(m, tol=math.nan), "tol must be a number of at least 0, got nan"),
+    (lambda m: WRONG.balance_(m, tol="a"), "tol must be a number of at least 0, got 'a'"),
     (
         lambda m: WRONG.balance_(m, max_cycles=0),
         "max_cycles must be a whole number of at least 1, got 0",
@@ -135,6 +148,31 @@ BAD_ARGUMENTS: list[tuple[Callable[[Any], object], str]] = [
         "this is no state of an ENorm: got NoneType",
     ),
     (
+        lambda m: enorm.ENorm(m).load_state_dict({**enorm.ENorm(m).state_dict(), "calls": "1"}),
+        "this is no state of an ENorm: got {'calls': '1', 'nonfinite': 0, 'precision': None}",
+    ),
+    (
+        lambda m: enorm.error_bound(m, NET.draw_inputs(), rewrites=-3),
+        "rewrites must be a whole number of at least 0, got -3",
+    ),
+    *[
+        (
+            lambda m, count=count: enorm.ENorm(m, [torch.optim.SGD(m.parameters())] * count),
+            "an optimizer is listed twice: its state would be rescaled twice",
+        )
+        for count in (2, 3)
+    ],
+    (
+        lambda m: enorm.compat.ENorm(m.state_dict().items(), None),
+        "named_params must be pairs of names and parameters: pass model.named_parameters()",
+    ),
+    (
+        lambda m: enorm.compat.ENorm(
+            [*m.named_parameters(), ("weight", nn.Parameter(torch.ones(1, 1, 1, 1, 1, 1)))], None
+        ),
+        "'weight' has 6 axes, 2 to 5 are known",
+    ),
+    (
         lambda m: enorm.compat.ENorm(m, None),
         "named_params must be pairs of names and parameters: pass model.named_parameters()",
     ),
@@ -164,6 +202,40 @@ def test_bad_arguments_are_named_and_change_nothing(
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_exponents_of_any_kind_of_number() -> None:
+    for p, c in ((Fraction(5, 2), Fraction(6, 5)), (numpy.float32(2.5), numpy.float32(1.2))):
+        models = [NET.build(), NET.build()]
+        enorm.ENorm(models[0], p=p, c=c).step()  # type: ignore[arg-type]
+        enorm.ENorm(models[1], p=2.5, c=float(c)).step()
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(one, other)
+        assert enorm.energy(models[0], p, c) == enorm.energy(models[1], 2.5, float(c))  # type: ignore[arg-type]
+
+
+def test_what_a_refused_stepper_leaves_behind() -> None:
+    """Nothing, also while its error is kept."""
+    model = NET.build()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="compile=True needs a finite p") as kept:
+        enorm.ENorm(model, sgd, precondition_bias=True, compile=True, p=math.inf)
+    enorm.balance_(model)
+    assert kept.value is not None
+
+
+def test_a_step_that_raises_is_none() -> None:
+    model = NET.build()
+    average = {name: one.detach().clone() for name, one in model.named_parameters()}
+    stepper = enorm.ENorm(model, copies=[average], every=2)
+    stepper.step()
+    lost = average.pop("0.weight")
+    with pytest.raises(ValueError, match=r"a copy has no parameter '0\.weight'"):
+        stepper.step()
+    assert stepper.state_dict()["calls"] == 1
+    average["0.weight"] = lost
+    stepper.step()
+    assert stepper.log2_scales
 
 
 def test_undo_restores_every_bit() -> None:
@@ -461,7 +533,7 @@ def test_out_of_range_is_one_sentence() -> None:
     before = snapshot(model)
     text = (
         "parameter '0.weight' would leave the range of float16: nothing was rescaled; "
-        "use a wider dtype or a c nearer to 1"
+        "use a wider dtype, a c nearer to 1 or a larger p"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         enorm.balance_(model, c=1e-12)

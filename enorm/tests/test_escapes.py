@@ -333,6 +333,8 @@ def test_an_example_goes_through_lazy_layers(
 def test_a_chain_is_no_string() -> None:
     with pytest.raises(TypeError, match="a list of module names, got the string 'conv'"):
         enorm.plan_from_layers(Branching(), "conv")
+    with pytest.raises(TypeError, match="for a set has no order"):
+        enorm.plan_from_layers(Branching(), {"conv", "bn"})  # type: ignore[arg-type]
 
 
 def test_tied_layers_are_refused() -> None:

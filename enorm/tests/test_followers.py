@@ -190,6 +190,7 @@ def test_absent_state_is_skipped() -> None:
     [
         ((nn.Linear, {"exp_avg": -1}), "must be a subclass of torch.optim.Optimizer, got"),
         ((Lion, {"exp_avg": -0.5}), "power of 'exp_avg' must be a whole number, got -0.5"),
+        ((Lion, None), "powers must be a dict by the buffers' keys, got None"),
     ],
 )
 def test_rules_that_are_none(arguments: Any, words: str) -> None:
@@ -256,6 +257,8 @@ def test_what_is_no_copy() -> None:
     model = network()
     with pytest.raises(TypeError, match=r"write copies=\[\.\.\.\]"):
         enorm.ENorm(model, copies=copy.deepcopy(model))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="copies must be a list of models, got NoneType"):
+        enorm.ENorm(model, copies=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a model or tensors by name, got int"):
         enorm.ENorm(model, copies=[3])  # type: ignore[list-item]
     before = tensors(model)

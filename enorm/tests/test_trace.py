@@ -620,6 +620,8 @@ def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
         enorm.trace(model, [torch.zeros(2, 6)])
     with pytest.raises(TypeError, match="exclude must be a list of module names"):
         enorm.trace(model, exclude="2")
+    with pytest.raises(TypeError, match="exclude must be a list of module names, got NoneType"):
+        enorm.trace(model, exclude=None)  # type: ignore[arg-type]
 
 
 class Normalized(nn.Module):

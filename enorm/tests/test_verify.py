@@ -291,3 +291,11 @@ def test_what_cannot_be_compared() -> None:
         enorm.verify(model, nothing, x)
     with pytest.raises(TypeError, match=r"plan must be one that enorm\.trace"):
         enorm.verify(model, model, x, plan=words)
+    with pytest.raises(ValueError, match="plan was traced from another model"):
+        enorm.verify(model, model, x, plan=enorm.trace(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="training must be True or False, got 1"):
+        enorm.verify(model, model, x, training=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got"):
+        enorm.error_bound(words, x)
+    with pytest.raises(enorm.UnsupportedModel, match=r"^inputs has 2 tensors, and forward takes x"):
+        enorm.error_bound(model, (x, x))

@@ -6,6 +6,7 @@ when the suite meets a broken cycle.
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 import sys
@@ -57,6 +58,9 @@ def broken_output() -> str:
 
 def main() -> int:
     """Write the page."""
+    argparse.ArgumentParser(
+        prog="python -m properties.meta.report", description=f"Write {PAGE.name}; takes minutes."
+    ).parse_args()
     mutant = next(mutant for mutant in MUTANTS if mutant.name == BROKEN)
     PAGE.write_text(
         f"""# What the suite is worth

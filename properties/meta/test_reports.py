@@ -240,6 +240,14 @@ def test_wrong_replays(words: list[str], message: str, capsys: pytest.CaptureFix
     assert message in capsys.readouterr().err
 
 
+def test_arguments_that_are_no_literals() -> None:
+    name = "test_edges.py::test_units_without_a_finite_norm_are_left_alone"
+    net = "net=Net(inputs=2, hidden=(Hidden(out=3),) * 2, dtype='float64')"
+    for value in ("inf", "-inf", "nan"):
+        words = f"{net}, p=2.0, c=1.0, order='cyclic', seed=0, value={value}"
+        assert replay.main([name, words]) == 0
+
+
 def test_a_failure_without_words_says_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

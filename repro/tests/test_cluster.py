@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of two single-threaded workers."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'enorm[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -99,4 +99,4 @@ def test_without_ray_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     command = ["--preset", "quick", "--executor", "ray", "--out", str(tmp_path)]
     assert figure2.main(command) == 2
-    assert "needs Ray: pip install 'enorm[ray]'" in capsys.readouterr().err.splitlines()[-1]
+    assert "needs Ray: pip install -e '.[ray]'" in capsys.readouterr().err.splitlines()[-1]
