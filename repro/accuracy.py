@@ -144,37 +144,43 @@ def from_comparison(claim: Claim, one: Comparison, p: float, runs: Runs) -> Find
         # What Holm's correction leaves to this claim among the others, as they are now.
         tails = ALPHA * min(1.0, one.p / p) if p else ALPHA
         notes.append(_would_settle([(each, abs(each.mean)) for each in one.estimates], tails))
-    if len(one.pairs) == 1 and claim.test == "contrast":
-        pairs = paired(runs, *one.pairs[0])
-        # A seed that misses depths has a mean of its own.
-        whole = pairs.groupby("seed")["depth"].transform("nunique") == pairs["depth"].nunique()
-        shown = bootstrap(pairs["difference"][whole], pairs["seed"][whole])
-        if shown is not None:
-            notes.append(f"bootstrap over seeds {_interval(shown)}")
+    note = "; ".join(notes)
+    if claim.test == "contrast":
+        note += _resampled(runs, *one.pairs[0])
     return Finding(
         claim,
         verdict,
         ", ".join(_signed(estimate.mean) for estimate in one.estimates),
         ", ".join(_interval(estimate.interval) for estimate in one.estimates),
         _size(one.estimates[0]),
-        "; ".join(notes),
+        note,
     )
 
 
+def _resampled(runs: Runs, above: str, below: str) -> str:
+    """What resampling seeds gives for a contrast, to be added to its note; empty for few seeds."""
+    pairs = paired(runs, above, below)
+    # A seed that misses depths has a mean of its own.
+    whole = pairs.groupby("seed")["depth"].transform("nunique") == pairs["depth"].nunique()
+    shown = bootstrap(pairs["difference"][whole], pairs["seed"][whole])
+    return "" if shown is None else f"; bootstrap over seeds {_interval(shown)}"
+
+
 def _counts(one: Comparison) -> tuple[int, int, int]:
-    """Depths where every contrast is positive, where one is significantly negative, and all."""
+    """At how many depths all contrasts are positive, any is significantly negative, and any is."""
     depths = set.intersection(*(set(estimate.by_depth) for estimate in one.estimates))
     positive = sum(all(e.by_depth[d][0] > 0 for e in one.estimates) for d in depths)
-    wrong = 0
+    wrong: set[int] = set()
     for estimate in one.estimates:
         at = [
             Estimate(mean, estimate.spread.s / math.sqrt(n), estimate.spread, {depth: (mean, n)})
             for depth, (mean, n) in estimate.by_depth.items()
         ]
         adjusted = holm([single.p for single in at])
-        negative = [s for s, p in zip(at, adjusted, strict=True) if s.mean < 0 and p < ALPHA]
-        wrong = max(wrong, len(negative))
-    return positive, wrong, len(depths)
+        for single, p in zip(at, adjusted, strict=True):
+            if single.mean < 0 and p < ALPHA:
+                wrong |= set(single.by_depth)
+    return positive, len(wrong), len(depths)
 
 
 def _exceptions(one: Comparison) -> str:
@@ -216,7 +222,7 @@ def _would_settle(estimates: Sequence[tuple[Estimate, float]], tails: float = AL
     seeds = [estimate.seeds_needed(margin, tails) for estimate, margin in estimates]
     known = [n for n in seeds if n is not None]
     if len(known) < len(seeds):
-        if any(estimate.fixed for estimate, _ in estimates):
+        if any(estimate.limit(tails) >= margin for estimate, margin in estimates):
             return "no number of seeds here would settle this effect: too few runs were published"
         return f"more than {MOST_SEEDS} seeds would settle this effect"
     return f"{max(known)} seeds would settle this effect"
@@ -224,10 +230,12 @@ def _would_settle(estimates: Sequence[tuple[Estimate, float]], tails: float = AL
 
 def equal(claim: Claim, runs: Runs) -> Finding:
     """Whether the interval of a contrast is inside the band."""
-    found = contrast(runs, claim.options["one"], claim.options["other"])
+    one, other = claim.options["one"], claim.options["other"]
+    found = contrast(runs, one, other)
     if found is None:
         return Finding(claim, "not run")
-    return _in_band(claim, found, claim.options["band"])
+    finding = _in_band(claim, found, claim.options["band"])
+    return replace(finding, note=finding.note + _resampled(runs, one, other))
 
 
 def curve(runs: Runs, series: str, known: pd.DataFrame) -> Estimate | None:
@@ -291,7 +299,10 @@ def explained_by_spread(claim: Claim, runs: Runs) -> Finding:
     if dip is None or not runs.comparable:
         return Finding(claim, "not run")
     spread: Spread = pooled(own["accuracy"], own["depth"])
-    point = published(claim.options["figure"], series).loc[depth]
+    known = published(claim.options["figure"], series)
+    point = known.loc[depth]
+    their_dip = float((known["test_accuracy_percent"][before]).mean())
+    their_dip -= float(point["test_accuracy_percent"])
     share = float((1 / level["count"]).sum()) / len(level) ** 2
     half = spread.quantile() * spread.s * math.sqrt(1 + share)
     half += float(point["reading_error_percent"])
@@ -299,7 +310,7 @@ def explained_by_spread(claim: Claim, runs: Runs) -> Finding:
     verdict: Verdict = "inconclusive"
     if spread.decides and dip.mean > 0 and dip.p < ALPHA:
         verdict = "not reproduced"
-    elif spread.decides and reported >= mean - half:
+    elif spread.decides and reported >= mean - half and dip.interval[1] < their_dip:
         verdict = "reproduced"
     return Finding(
         claim,
@@ -308,7 +319,31 @@ def explained_by_spread(claim: Claim, runs: Runs) -> Finding:
         f"a run: {mean - half:.2f} to {mean + half:.2f}",
         f"{len(own[own['depth'].isin(before)])} runs before it",
         f"the report's point is {reported:.2f}, our mean before it {mean:.2f}; our own point lies "
-        f"{dip.mean:.2f} below (p = {dip.p:.2g})",
+        f"{dip.mean:.2f} below (p = {dip.p:.2g}), the report's {their_dip:.2f} below its own",
+    )
+
+
+def only_apart(claim: Claim, runs: Runs) -> Finding:
+    """Whether a curve lies outside the band of a published one at one depth, and at no other."""
+    series, depth = claim.options["series"], claim.options["depth"]
+    known = published(claim.options["figure"], series)
+    points = bands(of_series(runs.finished, series), known)
+    if depth not in points.index or not runs.comparable:
+        return Finding(claim, "not run")
+    difference = points["mean"] - points["published"]
+    outside = list(points.index[difference.abs() > points["half"]])
+    verdict: Verdict = "inconclusive"
+    if outside == [depth]:
+        verdict = "reproduced"
+    elif set(outside) - {depth}:
+        verdict = "not reproduced"
+    each = ", ".join(f"{one}: {_signed(difference[one])}" for one in outside)
+    return Finding(
+        claim,
+        verdict,
+        _signed(difference[depth]),
+        n=f"{len(points)} depths",
+        note=f"outside the band of the published curve, by depth: {each or 'none'}",
     )
 
 

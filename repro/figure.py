@@ -245,7 +245,7 @@ def svg(figure: Figure) -> str:
         }
     ):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r' d="[^"]*"', lambda path: _LONG.sub(_short, path[0]), buffer.getvalue())
+    return re.sub(r' [dxy]="[^"]*"', lambda part: _LONG.sub(_short, part[0]), buffer.getvalue())
 
 
 def _short(number: re.Match[str]) -> str:

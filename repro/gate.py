@@ -114,7 +114,7 @@ def check(done: Sequence[Record], report: Report, preset: Preset) -> int:
         # Of a part of the committed runs no more can be expected than it says.
         if same and len(same) < len(known):
             of_part = _by_id(verdicts.decide(table.runs(same), claims.load(), {}))
-            expected |= {id: one for id, one in of_part.items() if one == found[id]}
+            expected |= {id: of_part[id] for id in found if of_part[id] == found[id]}
     else:
         found = _verdicts(table.runs(done))
         # Runs with seeds of their own decide claims of their own.

@@ -59,7 +59,8 @@ class Report:
         runs: all runs as rows.
         records: the records, in order.
         sections: one per experiment that has runs.
-        findings: what they say to each claim; empty where published values do not apply.
+        findings: what they say to each claim; where runs are shorter than published ones, to those
+            on divergence; empty where images are others or fewer.
     """
 
     title: str
@@ -107,7 +108,13 @@ def read(folder: Path) -> Report:
                 f"{folder / COST} is not what `python -m asv_benchmarks.table --json` writes: "
                 "write it again, or remove it"
             ) from error
-    findings = verdicts.decide(runs, claims.load(), cost) if runs.comparable else []
+    findings: Sequence[Finding] = []
+    if runs.comparable:
+        findings = verdicts.decide(runs, claims.load(), cost)
+    elif runs.full_size:
+        chosen = [claim for claim in claims.load() if claim.test in verdicts.FIRST_EPOCH]
+        some = verdicts.decide(runs, chosen, {})
+        findings = [one for one in some if one.verdict != "not run"]
     title = _heading("Equi-normalization, run again", found, runs)
     return Report(title, runs, tuple(found), tuple(sections), tuple(findings))
 

@@ -143,6 +143,11 @@ def _check(record: Record) -> None:
     for key in ("form", "hash", "cifar10"):
         record.data[key]
     record.environment["torch"]
+    if not isinstance(record.numerics_version, int):
+        raise TypeError(f"its numerics_version is {record.numerics_version!r}, no whole number")
+    for key, value in record.environment.items():
+        if isinstance(value, (list, dict)):
+            raise TypeError(f"{key} of its environment is neither a number nor a text")
     numbers = [result.accuracy] if result.outcome == "finite" else []
     for epoch in result.curve:
         numbers += [epoch.train_loss, epoch.test_loss, epoch.test_accuracy, epoch.seconds]

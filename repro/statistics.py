@@ -93,6 +93,10 @@ class Estimate:
             return float(self.mean == 0)
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.spread.nu))
 
+    def limit(self, tails: float = ALPHA) -> float:
+        """What ``half`` comes to with more and more seeds: published runs get no more."""
+        return float(stats.norm.isf(tails / 2)) * self.spread.s * math.sqrt(self.fixed) + self.extra
+
     def seeds_needed(self, margin: float, tails: float = ALPHA) -> int | None:
         """Smallest n in each cell that decides, with ``half < margin`` if mean and s stay.
 

@@ -25,12 +25,17 @@ class Runs:
             ``seed``, ``learning_rate``, ``epochs``, ``outcome``, ``accuracy`` in percent (missing
             where it diverged), ``diverged_epoch`` and ``diverged_step``.
         epochs: of a whole run: the paper's if any run has them, else those of the longest.
-        comparable: whether published values apply: CIFAR-10, in full, and the paper's epochs.
+        full_size: whether they are of all of CIFAR-10.
     """
 
     table: pd.DataFrame
     epochs: int
-    comparable: bool
+    full_size: bool
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published values apply: all of CIFAR-10, and the paper's epochs."""
+        return self.full_size and self.epochs == PRESETS["paper"].epochs
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -46,7 +51,7 @@ class Runs:
     def of(self, experiment: Experiment) -> Runs:
         """Those of an experiment's series."""
         ids = [series.id for series in experiment.series]
-        return Runs(self.table[self.table["series"].isin(ids)], self.epochs, self.comparable)
+        return Runs(self.table[self.table["series"].isin(ids)], self.epochs, self.full_size)
 
 
 def runs(records: Sequence[Record]) -> Runs:
@@ -88,8 +93,8 @@ def runs(records: Sequence[Record]) -> Runs:
             }
         )
     table = pd.DataFrame(rows).astype({"accuracy": float, "diverged_epoch": float})
-    comparable = (epochs, images) == (paper.epochs, paper.train_images)
-    return Runs(table, epochs, comparable and all(record.data["cifar10"] for record in records))
+    full_size = images == paper.train_images and all(one.data["cifar10"] for one in records)
+    return Runs(table, epochs, full_size)
 
 
 @cache

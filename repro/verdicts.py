@@ -59,11 +59,14 @@ def _none(claim: Claim, runs: Runs) -> Finding:
     return Finding(claim, "not run")
 
 
+# What runs of one epoch decide as well.
+FIRST_EPOCH = ("divergence", "occasional", "more", "cure")
 _COMPARED = ("contrast", "contrasts", "best", "dip")
 _TESTS: dict[str, Callable[[Claim, Runs], Finding]] = {
     "equal": accuracy.equal,
     "curve": accuracy.beside_published,
     "spread": accuracy.explained_by_spread,
+    "apart": accuracy.only_apart,
     "divergence": divergence.by_depth,
     "occasional": divergence.occasional,
     "more": divergence.more_often,

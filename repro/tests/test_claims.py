@@ -30,7 +30,7 @@ def made(
     noise: float = 0.1,
     depths: Iterable[int] = PAPER_DEPTHS,
     lost: Callable[[str, int, int], bool] = lambda *_: False,
-    comparable: bool = True,
+    full_size: bool = True,
     epochs: int = 60,
 ) -> Runs:
     """Runs of the series at their levels by depth, with normal noise; some are lost to NaN."""
@@ -55,7 +55,7 @@ def made(
                         "diverged_step": 30.0 if diverged else np.nan,
                     }
                 )
-    return Runs(pd.DataFrame(rows), 60, comparable)
+    return Runs(pd.DataFrame(rows), 60, full_size)
 
 
 def decide(id: str, runs: Runs, cost: dict[int, float] | None = None) -> Finding:
@@ -236,7 +236,7 @@ def test_curve(shift: float, noise: float, verdict: str) -> None:
     found = decide("report-enorm", runs)
     assert found.verdict == verdict
     assert ("settle" in found.note) == (verdict == "inconclusive")
-    assert decide("report-enorm", replace(runs, comparable=False)).verdict == "not run"
+    assert decide("report-enorm", replace(runs, full_size=False)).verdict == "not run"
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (2.0, "not reproduced")])
@@ -252,6 +252,18 @@ def test_a_curve_at_the_end_of_its_band_is_settled_by_no_number_of_seeds() -> No
     known = published(2, "enorm")["test_accuracy_percent"]
     runs = made({"enorm": lambda depth: float(known[depth]) + 1.0}, noise=0.1)
     assert "too few runs were published" in decide("report-enorm", runs).note
+
+
+def test_where_published_runs_are_nearly_too_few() -> None:
+    """There is a number of seeds then, and a large one."""
+    known = published(2, "enorm")["test_accuracy_percent"]
+    runs = made({"enorm": lambda depth: float(known[depth])}, seeds=20, noise=1.0)
+    found = accuracy.curve(runs, "enorm", published(2, "enorm"))
+    assert found is not None
+    limit = found.limit()
+    assert found.extra < limit < found.half
+    assert found.seeds_needed(limit * 0.999) is None
+    assert found.seeds_needed(limit * 1.01) is not None
 
 
 def test_seeds_that_would_settle_need_a_spread() -> None:
@@ -287,8 +299,41 @@ def test_dip_and_what_one_run_may_give() -> None:
     alike = decide("variance-explains-19", made({"enorm+bn": flat(55.0)}, seeds=8, noise=0.9))
     assert alike.verdict == "reproduced"
     assert alike.interval == ours.interval
-    wide = made(even, noise=2.0)
-    assert decide("variance-explains-19", wide).verdict == "reproduced"
+    # Three runs that spread so much would hide a dip as large as the report's.
+    assert decide("variance-explains-19", made(even, noise=3.0)).verdict == "inconclusive"
+    many = made(even, seeds=60, noise=2.0)
+    assert decide("variance-explains-19", many).verdict == "reproduced"
+
+
+def test_apart_at_one_depth_only() -> None:
+    known = published(1, "enorm+bn")["test_accuracy_percent"]
+
+    def decided(*depths: int, **options: Any) -> Finding:
+        levels = {"enorm+bn": lambda depth: known[depth] - 3 * (depth in depths)}
+        return decide("apart-at-19-only", made(levels, **options))
+
+    assert decided(19).verdict == "reproduced"
+    assert decided(7, 19).verdict == "not reproduced"
+    assert decided(7).verdict == "not reproduced"
+    assert "by depth: 7: -3" in decided(7).note
+    assert decided().verdict == "inconclusive"
+    assert decided(19, seeds=1).verdict == "not run", "no spread, no band"
+    assert decided(19, depths=(1, 3)).verdict == "not run"
+    assert decided(19, full_size=False).verdict == "not run"
+
+
+def test_exceptions_to_several_contrasts_are_counted_together() -> None:
+    """At three depths one is better, at two another."""
+    levels: dict[str, Callable[[int], float]] = {
+        "enorm+bn": lambda depth: 53 if depth < 11 else 60,
+        "enorm": lambda depth: 55 if depth < 7 else 50,
+        "bn": lambda depth: 55 if depth in (7, 9) else 50,
+        "baseline": flat(50),
+    }
+    finding = decide("enorm+bn-best", made(levels))
+    assert "right at 5 of 10 depths" in finding.note
+    assert "significantly wrong at 5" in finding.note
+    assert finding.verdict == "not reproduced"
 
 
 def test_divergence_needs_three_seeds_that_agree() -> None:
@@ -347,6 +392,20 @@ def test_only_runs_where_the_plain_ones_diverge_clear_the_output_layer() -> None
     assert decided(101).verdict == "not reproduced"
     assert "6 of 6" in decided(101).note
     assert decided(100).verdict == "inconclusive", "5 of 5, and 95 that tell nothing"
+    # Where only seeds that diverge are run again, another seed would do as well.
+    some_only = made(levels, 101, depths=(15,), lost=some)
+    rows = some_only.table
+    kept = (rows["series"] == "enorm") | (rows["seed"] % 20 == 0)
+    part = decide("output-activation", replace(some_only, table=rows[kept]))
+    assert part.verdict == "inconclusive"
+    assert "enorm-c1 6 of 6 (at least 54 %), not run at 95 seeds" in part.note
+
+    def elsewhere(series: str, depth: int, seed: int) -> bool:
+        return seed % 20 == (series != "enorm")
+
+    moved = decided(101, elsewhere)
+    assert moved.verdict == "inconclusive", "as many diverge, with other seeds"
+    assert "and 5 of 95 others diverge" in moved.note
     for change in changes:
 
         def lost(series: str, depth: int, seed: int, change: str = change) -> bool:

@@ -12,8 +12,10 @@ import pytest
 
 from repro import figure, figure2, figure3, page, records, report, table
 from repro.experiments import CONSIDERATIONS, FIGURE2, FIGURE3, SERIES, series_of
+from repro.records import Record
 from repro.spec import METHODS, PRESETS, Preset, learning_rates
 from repro.train import RunResult
+from repro.verdicts import FIRST_EPOCH
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 
@@ -280,6 +282,35 @@ def test_a_longer_run_takes_no_verdicts_away() -> None:
     assert after.comparable
     assert after.epochs == 60
     assert len(after.finished) == len(before.finished)
+
+
+def test_first_epochs_decide_what_is_said_of_them(tmp_path: Path) -> None:
+    """Without a whole run in the folder; nothing else can be compared then."""
+    for record in records.read_all(EVIDENCE / "records"):
+        if record.spec.seed < 3 and not record.spec.validation:
+            records.write(tmp_path / "records", _first_epoch(record))
+    shown = page.write(tmp_path, "command")
+    found = {one.claim.id: one for one in shown.findings}
+    assert {one.claim.test for one in shown.findings} <= {*FIRST_EPOCH}
+    assert found["bias-nan"].verdict == "reproduced"
+    assert "not comparable" in shown.title
+    text = (tmp_path / "report.html").read_text()
+    assert "never up to 9" in text
+
+
+def _first_epoch(record: Record) -> Record:
+    """What a run would have left after one epoch."""
+    spec, result = replace(record.spec, epochs=1), record.result
+    curve = result.curve[:1]
+    result = replace(
+        result,
+        outcome="finite" if curve else "diverged",
+        curve=curve,
+        accuracy=curve[0].test_accuracy if curve else None,
+        diverged_at=None if curve else result.diverged_at,
+    )
+    key = spec.key(record.data["hash"], record.numerics_version)
+    return replace(record, spec=spec, result=result, key=key)
 
 
 def test_committed_evidence_is_what_its_records_say(tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ("result.accuracy", "50", "a result of it is no number"),
         ("result.outcome", "lost", "its outcome is 'lost', neither finite nor diverged"),
         ("result.outcome", "diverged", r"it diverged at None, not in a step of an epoch"),
+        ("numerics_version", None, "its numerics_version is None, no whole number"),
+        ("environment.threads", [1], "threads of its environment is neither a number nor a text"),
         ("environment", [], "list indices must be integers"),
         ("data.form", None, "'form'"),
         ("result", [], "list indices must be integers"),
