@@ -22,6 +22,9 @@ def is_scripted(module: nn.Module) -> bool:
 
 def replaced_methods(module: nn.Module) -> list[str]:
     """Methods of its class that the module has an own version of, but for its precision."""
+    if is_scripted(module):
+        # Those of compiled code are all of this kind, or not, as in a copy.
+        return []
     return sorted(
         name
         for name, value in module.__dict__.items()

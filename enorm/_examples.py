@@ -257,8 +257,13 @@ class ShapeFinder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         # Among several processes it runs on an accelerator only.
-        is_synchronized = type(self.fetch_attr(target)) is nn.SyncBatchNorm
-        return args[0] if is_synchronized else super().call_module(target, args, kwargs)
+        module = self.fetch_attr(target)
+        if type(module) is nn.SyncBatchNorm:
+            return args[0]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+            # Else it would ask how many batches there have been, which no twin knows.
+            module.momentum = 0.0
+        return module(*args, **kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         # Everything stays on the meta device, and a machine without a GPU can plan for one.

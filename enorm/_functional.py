@@ -98,6 +98,8 @@ def attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:
 
 
 _OWNER = "owner of the parameters"
+# Whether a module had forward hooks, or another forward, when it was called.
+HOOKED = "forward hooks"
 
 
 def _stand_in(graph_module: fx.GraphModule, node: fx.Node) -> tuple[str, fx.Node, nn.Module] | None:

@@ -24,6 +24,9 @@ from enorm._tracer import TORCH, Tracer
 from enorm._unsupported import ESCAPE, UnsupportedModel
 from enorm._untouched import Randomness, untouched
 
+# Whether some operations may compute in another precision than that of their inputs.
+AUTOCAST = "autocast"
+
 # Attributes of a ``GraphModule``, which a part of the model would hide, or they it.
 _TAKEN = ({*dir(fx.GraphModule)} - {*dir(nn.Module)}) | {"meta"}
 
@@ -131,7 +134,9 @@ def _traced(model: nn.Module, tracer: Tracer, randomness: Randomness) -> fx.Grap
             for node in graph.nodes:
                 # Code that fx generates would wrap the function again, by a name that may not be.
                 node.meta.pop("is_wrapped", None)
-            return fx.GraphModule(tracer.root, graph, type(model).__name__)
+            made = fx.GraphModule(tracer.root, graph, type(model).__name__)
+            made.meta[AUTOCAST] = tracer.autocast
+            return made
     except UnsupportedModel:
         raise
     except Exception as error:
@@ -144,7 +149,9 @@ def _traced(model: nn.Module, tracer: Tracer, randomness: Randomness) -> fx.Grap
                 place = f" at {code.co_filename}:{last.tb_lineno}"
             last = last.tb_next
         hint = ""
-        if tracer.lacking:
+        if tracer.hooked:
+            hint = "Forward hooks, by which it may collect values, are not run by tracing. "
+        elif tracer.lacking:
             hint = "If it asks for sizes there, give enorm.trace example_inputs. "
         elif not any(node.op == "placeholder" for node in tracer.graph.nodes):
             hint = "All arguments keep their defaults: give enorm.trace example_inputs. "

@@ -24,8 +24,33 @@ _ELEMENTWISE: set[Any] = {
     *(F.leaky_relu, F.leaky_relu_, F.prelu, torch.prelu, F.rrelu, F.rrelu_),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(torch.abs, torch.neg, operator.abs, operator.neg, "abs", "abs_", "neg", "neg_"),
-    *("contiguous", "clone", "detach"),
+    *(torch.absolute, torch.negative, "absolute", "absolute_", "negative", "negative_"),
+    *(torch.positive, operator.pos, "positive"),
+    *("contiguous", torch.clone, "clone", torch.detach, "detach"),
 }
+
+# New tensors, which take the sizes of another one and nothing else.
+NEW: frozenset[Any] = frozenset(
+    {
+        *("new_empty", "new_zeros", "new_ones", "new_full"),
+        *(torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like),
+        *(torch.rand_like, torch.randn_like, torch.randint_like),
+    }
+)
+# They commute with scales if these move as well, which is not followed.
+MOVING: frozenset[Any] = frozenset(
+    {
+        *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unflatten, nn.Fold, nn.Unfold),
+        *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.fold, F.unfold),
+        *(torch.pixel_shuffle, torch.pixel_unshuffle, torch.channel_shuffle),
+        *(torch.chunk, torch.split, torch.unbind, torch.narrow, torch.movedim, torch.moveaxis),
+        *("chunk", "split", "unbind", "narrow", "movedim", "moveaxis", "unflatten", "unfold"),
+        *(torch.flip, torch.roll, torch.rot90, "flip", "roll", "rot90", torch.unflatten),
+        *(torch.index_select, torch.gather, torch.take, "index_select", "gather", "take"),
+        *(torch.tensor_split, "tensor_split", torch.repeat_interleave, "repeat_interleave"),
+        *("repeat", torch.tile, "tile", "expand", torch.select, "select", "t", torch.t),
+    }
+)
 
 # Of their bounds, thresholds and values each has to be 0 or None.
 CLIPS: frozenset[Any] = frozenset(

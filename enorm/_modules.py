@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm._calls import is_own_forward, is_scripted, replaced_methods
-from enorm._functional import owner_of, reads_values
+from enorm._functional import HOOKED, owner_of, reads_values
 from enorm._graph import Recording
 from enorm._homogeneous import (
     BATCH_NORMS,
@@ -42,6 +42,7 @@ def unusable(
     uses: dict[str, dict[_Use, nn.Module]] = {}
     leaves: set[str] = set()
     read: set[str] = set()
+    hooked: set[str] = set()
     for recording in recordings:
         nodes = recording.graph_module.graph.nodes
         called = recording.calls()
@@ -51,6 +52,7 @@ def unusable(
         for node, module in called.items():
             uses.setdefault(owner_of(node), {})[_use(module)] = module
         read |= {str(node.target) for node in nodes if reads_values(node)}
+        hooked |= {owner_of(node) for node in called if HOOKED in node.meta}
     touched = frozenset[int]().union(*(recording.read for recording in recordings))
     shared = set(sharing(model))
     leaves &= modules.keys()
@@ -70,6 +72,8 @@ def unusable(
             reasons[name] = "forward hooks may change what passes"
         elif replaced := replaced_methods(module):
             reasons[name] = f"its {replaced[0]} was replaced"
+        elif name in hooked:
+            reasons[name] = "the forward code puts hooks, or another forward, on it"
         elif any(other in ("", name) or name.startswith(f"{other}.") for other in exclude):
             reasons[name] = EXCLUDED
         elif own and calls[name] > 1 and not by_slope:
@@ -158,7 +162,8 @@ def fingerprint(model: nn.Module) -> str:
         kind = class_of(module)
         functions = sorted(
             f"{key}={_described(value)}"
-            for key, value in module.__dict__.items()
+            # Compiled code keeps its methods there, and a copy of it other ones.
+            for key, value in ({} if is_scripted(module) else module.__dict__).items()
             if hasattr(value, "__qualname__") or isinstance(value, functools.partial)
             if not is_own_forward(module, value)
         )

@@ -151,10 +151,14 @@ class Plan:
         """Raise ValueError, with the reasons, if there is nothing to rescale."""
         if not self.groups:
             reasons = "; ".join(f"{skip.where}: {skip.reason}" for skip in self.skipped)
-            raise ValueError(
-                "plan has no groups, so there is nothing to rescale"
-                + (f" ({reasons})" if reasons else ": no two layers follow each other")
-            )
+            if not reasons:
+                reasons = "no two layers follow each other"
+                if not self.layers:
+                    reasons = "no layer has a weight of floating-point numbers as its parameter"
+                reasons = f": {reasons}"
+            else:
+                reasons = f" ({reasons})"
+            raise ValueError(f"plan has no groups, so there is nothing to rescale{reasons}")
 
     def parameter_names(self) -> Iterator[str]:
         """Names of all parameters that rescaling changes, each once."""

@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from enorm._examples import Arguments, Inputs
-from enorm._functional import owner_of
-from enorm._graph import check_module, set_mode, symbolic_trace
+from enorm._functional import HOOKED, owner_of
+from enorm._graph import AUTOCAST, check_module, set_mode, symbolic_trace
 from enorm._homogeneous import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -115,7 +115,10 @@ def error_bound(
         # A model that is itself a layer would be traced into.
         model = nn.Sequential(model)
     with torch.no_grad(), in_mode(model, training):
-        interpreter = _RunningError(symbolic_trace(model, arguments), rewrites)
+        graph_module = symbolic_trace(model, arguments)
+        if graph_module.meta[AUTOCAST]:
+            raise UnsupportedModel("no rounding bound is known for operations under autocast")
+        interpreter = _RunningError(graph_module, rewrites)
         with untouched(model) as randomness:
             result = interpreter.run(*interpreter.in_order(arguments.named(model)))
             drawn = randomness.moved()
@@ -194,6 +197,7 @@ class _RunningError(fx.Interpreter):
         dtypes = [value.dtype for value in graph_module.parameters() if value.is_floating_point()]
         self.dtype = dtypes[0] if dtypes else torch.float64
         self.owners = {node.target: owner_of(node) for node in graph_module.graph.nodes}
+        self._hooked = {node.target for node in graph_module.graph.nodes if HOOKED in node.meta}
 
     def in_order(self, inputs: Inputs) -> list[_Bounded]:
         """Inputs as they stand in the graph, taken to be exact."""
@@ -207,7 +211,7 @@ class _RunningError(fx.Interpreter):
         # It may read a parameter or a buffer.
         args = tuple(_Bounded.exact(one) if isinstance(one, Tensor) else one for one in args)
         kind = type(module)
-        if own_hooks(module):
+        if own_hooks(module) or target in self._hooked:
             raise UnsupportedModel(
                 f"no rounding bound is known for {name}, which has forward hooks"
             )

@@ -19,12 +19,13 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn, overrides
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils import _device
 from torch.utils._pytree import tree_leaves
 
-from enorm._calls import is_scripted
+from enorm._calls import is_scripted, replaced_methods
 from enorm._examples import Inputs, OnMeta, ShapeFinder, misfit
-from enorm._functional import NUMBERS, is_number
+from enorm._functional import HOOKED, NUMBERS, is_number
 from enorm._homogeneous import registered_modules
 from enorm._memory import is_lazy, storage
 from enorm._sharded import own_hooks
@@ -194,6 +195,8 @@ class Tracer(fx.Tracer):
         super().__init__(**settings)
         self._inputs = inputs
         self._sized = sized
+        # Modules that had forward hooks, or another forward, when they were called: neither is run.
+        self.hooked: set[str] = set()
         self._numbers: set[fx.Node] = set()
         self._finder: ShapeFinder | None = None
         self._finding = False
@@ -206,6 +209,8 @@ class Tracer(fx.Tracer):
         self._objects: list[Any] = []
         self._proxies: list[weakref.ref[fx.Proxy]] = []
         self._parameters: dict[str, nn.Parameter] = {}
+        # Whether the code, or who traces it, lets operations choose another precision.
+        self.autocast = False
         # Storages of what opaque modules read, which leaves no node.
         self.read: set[int] = set()
 
@@ -215,12 +220,27 @@ class Tracer(fx.Tracer):
             for kind, count in _BATCH_NORM_AXES.items():
                 recorded = _recorded_check(kind, count)
                 stack.enter_context(mock.patch.object(kind, "_check_input_dim", recorded))
+            # Proxies are no tensors to code that torch.jit has compiled.
+            called = mock.patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted)
+            stack.enter_context(called)
             if self._sized:
                 stack.enter_context(_taking_sizes())
+            hooked = _hooks_of(root)
             try:
-                return super().trace(root, concrete_args)
+                graph = super().trace(root, concrete_args)
             finally:
                 self.closed = True
+            left = [
+                name
+                for name, hooks in _hooks_of(root).items()
+                if hooks != hooked.get(name, hooks) and name not in self.hooked
+            ]
+            if left:
+                raise UnsupportedModel(
+                    f"{type(root).__name__} cannot be traced: its forward code leaves forward "
+                    f"hooks on {left[0] or 'itself'!r} for later calls. {ESCAPE}"
+                )
+            return graph
 
     def is_number(self, obj: fx.Proxy) -> bool:
         """Whether it is a size, what Python computes from sizes, a dtype or a device."""
@@ -299,6 +319,7 @@ class Tracer(fx.Tracer):
         if kind in ("get_attr", "call_module"):
             self._check_own(str(target))
         node = super().create_node(kind, target, *args, **kwargs)
+        self.autocast |= torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if is_number(node, self._numbers):
             self._numbers.add(node)
         return node
@@ -376,9 +397,26 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self._finding:
             return forward(*args, **kwargs)
-        if own_hooks(m) and not is_scripted(m) and not super().is_leaf_module(m, ""):
+        if _global_forward_hooks or _global_forward_pre_hooks:
+            raise UnsupportedModel(
+                f"{type(self.root).__name__} cannot be traced: its forward code registers forward "
+                f"hooks of all modules, which tracing does not see. {ESCAPE}"
+            )
+        hooked = own_hooks(m)
+        if hooked and not is_scripted(m) and not super().is_leaf_module(m, ""):
             self._look_inside(m, args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        try:
+            made = super().call_module(m, forward, args, kwargs)
+        except NameError:
+            # One that the code has just made is no part of the model: its code is.
+            if hooked or any(True for _ in (*m.parameters(), *m.buffers())):
+                raise
+            return forward(*args, **kwargs)
+        if (hooked or replaced_methods(m)) and isinstance(made, fx.Proxy):
+            # They may be there for this call only.
+            made.node.meta[HOOKED] = True
+            self.hooked.add(str(made.node.target))
+        return made
 
     def _look_inside(self, m: nn.Module, args: Any, kwargs: Any) -> None:
         """Note what the forward code of an opaque module reads, of the whole model's tensors."""
@@ -402,6 +440,33 @@ class Tracer(fx.Tracer):
         # What hooks make of a value is not in the forward code, nor is scripted code readable.
         opaque = type(m) in registered_modules() or own_hooks(m) or is_scripted(m)
         return opaque or super().is_leaf_module(m, module_qualified_name)
+
+
+def _hooks_of(model: nn.Module) -> dict[str, set[int]]:
+    """Which forward hooks there are on each module."""
+    return {
+        name: {*module._forward_hooks, *module._forward_pre_hooks}
+        for name, module in model.named_modules()
+    }
+
+
+_run_scripted = torch.jit.ScriptFunction.__call__
+
+
+def _call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """A call of what ``torch.jit`` has compiled, for values of the graph a node of it."""
+    traced = next(
+        (one for one in map(_from_graph, tree_leaves((args, kwargs))) if one is not None), None
+    )
+    if traced is None:
+        return _run_scripted(function, *args, **kwargs)
+
+    def scripted(*args: Any, **kwargs: Any) -> Any:
+        return _run_scripted(function, *args, **kwargs)
+
+    scripted.__name__ = str(function.qualified_name).rpartition(".")[2]
+    scripted.is_scripted = True  # type: ignore[attr-defined]
+    return traced.tracer.create_proxy("call_function", scripted, args, kwargs)
 
 
 # How many axes a BatchNorm's own code asks for; of BatchNorm1d two or three.

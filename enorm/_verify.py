@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from enorm._blame import largest_change, watched
@@ -121,7 +122,8 @@ def verify(
             with contextlib.suppress(UnsupportedModel):
                 plan = trace(before, sizes)
                 break
-    old, old_form, old_units = _output(before, arguments, training, plan)
+    with _Autocast() as autocast:
+        old, old_form, old_units = _output(before, arguments, training, plan)
     new, new_form, new_units = _output(after, arguments, training, plan)
     if old_form != new_form or [one.shape for one in old] != [one.shape for one in new]:
         raise ValueError("before and after must return tensors alike in number and shape")
@@ -130,7 +132,7 @@ def verify(
     difference = torch.cat([_apart(a, b).flatten() for a, b in zip(old, new, strict=True)])
     worst = int(difference.nan_to_num(math.inf).argmax())
     error = difference[worst].item()
-    noise = _noise(before, old, arguments, training)
+    noise = _noise(before, old, arguments, training, autocast.eps)
     group, change = largest_change(plan, old_units, new_units)
     try:
         bounds = error_bound(before, inputs, rewrites=0, training=training).flatten()
@@ -141,26 +143,55 @@ def verify(
     return Verification(error, bounds[worst].item(), ratios.amax().item(), noise, group, change)
 
 
-def _noise(model: nn.Module, outputs: list[Tensor], arguments: Arguments, training: bool) -> float:
-    """The largest change that noise on the parameters makes; seeded."""
-    twin = copy.deepcopy(model)
+def _noise(
+    model: nn.Module, outputs: list[Tensor], arguments: Arguments, training: bool, eps: float
+) -> float:
+    """The largest change that noise of their eps, or ``eps``, on the parameters makes; seeded."""
+    twin = _copied(model, arguments)
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     originals = [(one, one.detach().clone()) for one in twin.parameters() if _rounds(one)]
     for _ in range(_DRAWS):
         with torch.no_grad():
             for parameter, original in originals:
-                draw = torch.randn(original.shape, generator=generator, dtype=torch.float64)
-                wide, limits = original.double(), torch.finfo(original.dtype)
+                limits = torch.finfo(original.dtype)
+                # Half precision would round the noise away.
+                wide = original.to(torch.promote_types(original.dtype, torch.float32))
+                draw = torch.randn(original.shape, generator=generator, dtype=wide.dtype)
                 # A weight below the normal numbers is off by some of the smallest number.
-                spread = wide.abs() * limits.eps + limits.smallest_normal * limits.eps
-                parameter.copy_(wide + spread * draw.to(original.device))
+                tiny = limits.smallest_normal * limits.eps
+                spread = wide.abs().mul_(max(limits.eps, eps)).add_(tiny)
+                parameter.copy_(wide + spread.mul_(draw.to(original.device)))
         changed, _, _ = _output(twin, arguments, training)
         for one, other in zip(outputs, changed, strict=True):
             if one.numel():
                 largest = max(largest, _apart(one, other).amax().nan_to_num(math.inf).item())
     # Against outputs that overflow by themselves nothing can be measured.
     return largest if largest < math.inf else math.nan
+
+
+def _copied(model: nn.Module, arguments: Arguments) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError:
+        # It holds what the last forward computed from its parameters, as a pruned one does.
+        with torch.no_grad(), in_mode(model, False):
+            arguments.call(model)
+        return copy.deepcopy(model)
+
+
+class _Autocast(TorchFunctionMode):
+    """Notes the eps of the coarsest dtype that autocast chooses while it is there; 0 for none."""
+
+    eps = 0.0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                self.eps = max(self.eps, torch.finfo(torch.get_autocast_dtype(device)).eps)
+        return function(*args, **(kwargs or {}))
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
@@ -178,7 +209,7 @@ def _output(
     """Tensors in what the model returns, in float64, how they stand there, and its units."""
     if training:
         # A forward pass in train mode moves running statistics.
-        model = copy.deepcopy(model)
+        model = _copied(model, arguments)
     with torch.no_grad(), torch.random.fork_rng(), in_mode(model, training), _full_float32():
         torch.manual_seed(0)
         with watched(model, plan) as units:

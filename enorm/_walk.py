@@ -24,6 +24,8 @@ from enorm._homogeneous import (
     CONVOLUTIONS,
     EXTREMA,
     LAYER_NORMS,
+    MOVING,
+    NEW,
     PADDING,
     PERMUTATIONS,
     PRODUCTS,
@@ -207,6 +209,10 @@ class Walk:
         if is_elementwise(operation):
             return signal
         axes = pooled_axes(operation)
+        if getattr(operation, "is_scripted", False) is True:
+            return self._wall(node, "torch.jit has compiled it, so that its code cannot be seen")
+        if key_of(operation) in MOVING:
+            return self._wall(node, "moves or splits values, which is not followed")
         if axes is None:
             return self._wall(node, "not known to be positively homogeneous")
         if signal.axis != -(axes + 1) or signal.flattened:
@@ -216,7 +222,9 @@ class Walk:
     def _on_positions(self, node: fx.Node, signal: Signal) -> Signal | None:
         """An operation that takes the second axis for the channels."""
         dimensions = self._dimensions_of(node.all_input_nodes[0], signal)
-        if signal.flattened or dimensions is None or signal.axis != 1 - dimensions:
+        if dimensions in (None, UNCERTAIN):
+            return self._wall(node, self._ask("the number of axes is not known"))
+        if signal.flattened or signal.axis != 1 - dimensions:
             return self._wall(node, "resizes along the axis of the hidden units")
         return signal
 
@@ -244,6 +252,10 @@ class Walk:
             return None
         if target in _LIKE and self.signals[node.all_input_nodes[0]] is None:
             return None
+        if target in NEW:
+            return None
+        if target in _LIKE and self._are_alike(node.args):
+            return self.signals[node.all_input_nodes[0]]
         if node.kwargs.get("out") is not None:
             return self._wall(node, "writes into another tensor")
         followed = next((names for kinds, names in _ARGUMENTS if target in kinds), None)
@@ -263,6 +275,8 @@ class Walk:
             others = [one for one in node.all_input_nodes[1:] if one not in self.numbers]
             return self._sum(node) if others else self._reduce(node)
         if is_layer(target):
+            if any(source in self.numbers for source in node.all_input_nodes):
+                return self._wall(node, "an option of it, as groups, is computed from sizes")
             return self._wall(node, "its weight is not, as it stands, the parameter of one module")
         if target in SUMS:
             return self._sum(node)
@@ -294,6 +308,12 @@ class Walk:
         if node.kwargs.get("return_indices"):
             return self._wall(node, "returns indices beside the activations")
         return self._visit_operation(node, target)
+
+    def _are_alike(self, values: Sequence[Any]) -> bool:
+        """Whether two values are one, or of one shape."""
+        one, other = (*values, None, None)[:2]
+        shape = self.shapes.get(one) if isinstance(one, fx.Node) else None
+        return one is other or (shape is not None and shape == self.shapes.get(other))
 
     def _clip(self, node: fx.Node, bounds: Iterable[Any]) -> Signal | None:
         """At 0 it is a ReLU, or one upside down."""
@@ -476,7 +496,11 @@ class Walk:
             return without(signal, dimensions, found)
         # Another batch may have several samples, or one.
         if not found or signal.axis in found or -len(shape) in found:
-            return self._wall(node, "squeezes axes that may be those of units or samples")
+            return self._wall(
+                node,
+                "squeezes axes that may be those of units or samples: name them, as by "
+                "squeeze((2, 3)), or use flatten(1)",
+            )
         return without(signal, len(shape), [axis for axis in found if shape[axis] == 1])
 
     def _unsqueeze(self, node: fx.Node) -> Signal | None:

@@ -624,6 +624,43 @@ def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
         enorm.trace(model, exclude=None)  # type: ignore[arg-type]
 
 
+def test_batchnorm_that_averages_over_all_batches() -> None:
+    """How many there have been is a value, and no size needs it."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten()),
+        nn.Linear(16, 2),
+    )
+    plan = enorm.trace(model, torch.zeros(2, 3, 2, 2))
+    assert groups(plan) == [(["1"], ["4"], 4)]
+    assert plan.skipped == ()
+    assert model[1].momentum is None
+
+
+def test_resizing_what_has_axes_nobody_has_counted() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = x.mean((1, 2, 3), keepdim=True)
+            result: Tensor = self.out(F.interpolate(self.conv(x) * gate, scale_factor=2))
+            return result
+
+    plan = enorm.trace(Gated())
+    assert reasons(plan) == ["the number of axes is not known: pass example_inputs"]
+    assert groups(enorm.trace(Gated(), torch.zeros(2, 3, 4, 4))) == [(["conv"], ["out"], 4)]
+
+
+def test_quantized_layers_are_none_with_weights() -> None:
+    with warnings.catch_warnings():
+        # Newer versions of torch advise against it.
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    with pytest.raises(ValueError, match="no layer has a weight of floating-point numbers"):
+        enorm.balance_(model)
+
+
 class Normalized(nn.Module):
     """A BatchNorm whose axis the example shows, behind whatever happens to the inputs."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import enorm
 
@@ -279,6 +281,59 @@ def test_products_are_in_full_float32(precision: str) -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert ["ieee"] * 3 in seen
+
+
+def test_autocast_is_no_change() -> None:
+    """Sums and products are in half precision then, for which the bound of float32 is none."""
+
+    def halved(m: Coded, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h: Tensor = m.b(torch.relu(m.a(x)))
+        return h.float()
+
+    torch.manual_seed(0)
+    model = Coded(halved)
+    before, x = copy.deepcopy(model), torch.randn(7, 5)
+    enorm.balance_(model)
+    found = enorm.verify(before, model, x)
+    assert found.ok
+    assert found.bound is None
+    assert found.reason == "no rounding bound is known for operations under autocast"
+    with torch.no_grad():
+        model.b.weight.mul_(1.5)
+    assert not enorm.verify(before, model, x).ok
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_models_that_hold_what_they_have_computed(training: bool) -> None:
+    """As pruned ones do, which refuse to be copied then."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    prune.l1_unstructured(model[0], "weight", 0.3)
+    x = torch.randn(7, 5)
+    model(x)
+    with torch.no_grad():
+        model(x)
+    before = copy.deepcopy(model)
+    enorm.balance_(model)
+    for one in (before, model):
+        one(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    assert enorm.verify(before, model, x, training=training).ok
+
+
+def test_a_copy_with_compiled_parts_is_like_its_original() -> None:
+    with warnings.catch_warnings():
+        # Newer versions of torch advise against it.
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(nn.Tanh()))
+        model = nn.Sequential(
+            nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), scripted, nn.Linear(6, 2)
+        )
+        plan, before = enorm.trace(model), copy.deepcopy(model)
+    enorm.balance_(model, plan)
+    found = enorm.verify(before, model, torch.randn(7, 5), plan=plan)
+    assert found.ok
 
 
 def test_what_cannot_be_compared() -> None:

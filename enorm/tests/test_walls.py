@@ -127,7 +127,24 @@ class Case:
     rule: BatchNormRule = "affine"
 
 
+def dropped(h: Tensor) -> Tensor:
+    """A factor per sample, as drop paths make it."""
+    kept = h.new_empty((h.shape[0],) + (1,) * (h.ndim - 1)).bernoulli_(0.5)
+    return h * kept.div_(0.5)
+
+
 CASES = {
+    "a path dropped": Case(hidden(dropped), GROUP_A),
+    "a path dropped, seen": Case(hidden(dropped), GROUP_A, shape=(5, 6)),
+    "noise of its shape": Case(hidden(lambda h: h * torch.rand_like(h)), GROUP_A, shape=(5, 6)),
+    "ones of its shape": Case(hidden(lambda h: h * torch.ones_like(h)), GROUP_A),
+    "viewed as itself": Case(hidden(lambda h: h.view_as(h)), GROUP_A),
+    "viewed as another": Case(hidden(lambda h: h.view_as(-h)), GROUP_A, shape=(5, 6)),
+    "another view, unseen": Case(hidden(lambda h: h.view_as(-h))),
+    "copied by a function": Case(hidden(lambda h: +torch.clone(torch.negative(h))), GROUP_A),
+    "shuffled": Case(
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1))
+    ),
     "indexed": Case(hidden(lambda h: h[:, :6])),
     "indexed, seen": Case(hidden(lambda h: h[:, :6]), shape=(5, 6)),
     "last position": Case(positions(lambda h: h[:, :, -1], 6), GROUP_CONV),
@@ -414,7 +431,8 @@ REASONS = {
     ),
     **dict.fromkeys(
         ("squeezed anywhere", "squeezed samples", "squeezed units"),
-        "squeeze in forward: squeezes axes that may be those of units or samples",
+        "squeeze in forward: squeezes axes that may be those of units or samples: name them, as by "
+        "squeeze((2, 3)), or use flatten(1)",
     ),
     "transposed": "getattr in forward: reads attribute 'T' of the activations",
     "nested forward": "sigmoid in 1.forward: not known to be positively homogeneous",
@@ -426,7 +444,7 @@ REASONS = {
     "flatten nothing": "flatten in forward: flattens other axes than all but the first",
     "flatten the batch": "flatten in forward: flattens other axes than all but the first",
     "indices": "max_pool1d_with_indices in forward: returns indices beside the activations",
-    "several values, seen": "chunk in forward: not known to be positively homogeneous",
+    "several values, seen": "chunk in forward: moves or splits values, which is not followed",
     "view that hides positions": "view in forward: flattens positions in front of the units",
     "positions in front": "flatten in forward: flattens positions in front of the units",
     "unbatched": "flatten in forward: flattens an unbatched input",
@@ -451,6 +469,8 @@ REASONS = {
     "concatenated along an axis that is not known": (
         "cat in forward: concatenates along an axis that is not known: pass example_inputs"
     ),
+    "shuffled": "1 (PixelShuffle): moves or splits values, which is not followed",
+    "another view, unseen": "view_as in forward: combines several values",
     "concatenated with a constant": "cat in forward: concatenates a value that carries no scale",
     "stacked, axes unknown": (
         "stack in forward: adds an axis to axes that cannot be told: pass example_inputs"
