@@ -151,10 +151,10 @@ def _traced(model: nn.Module, tracer: Tracer, randomness: Randomness) -> fx.Grap
         hint = ""
         if tracer.hooked:
             hint = "Forward hooks, by which it may collect values, are not run by tracing. "
-        elif tracer.lacking:
-            hint = "If it asks for sizes there, give enorm.trace example_inputs. "
+        if tracer.lacking:
+            hint += "If it asks for sizes there, give enorm.trace example_inputs. "
         elif not any(node.op == "placeholder" for node in tracer.graph.nodes):
-            hint = "All arguments keep their defaults: give enorm.trace example_inputs. "
+            hint += "All arguments keep their defaults: give enorm.trace example_inputs. "
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be traced{place}: {type(error).__name__}: {error}. "
             f"{hint}{ESCAPE}"

@@ -409,13 +409,15 @@ class Tracer(fx.Tracer):
             made = super().call_module(m, forward, args, kwargs)
         except NameError:
             # One that the code has just made is no part of the model: its code is.
-            if hooked or any(True for _ in (*m.parameters(), *m.buffers())):
+            if hooked:
                 raise
             return forward(*args, **kwargs)
-        if (hooked or replaced_methods(m)) and isinstance(made, fx.Proxy):
-            # They may be there for this call only.
-            made.node.meta[HOOKED] = True
-            self.hooked.add(str(made.node.target))
+        if hooked or replaced_methods(m):
+            # They may be there for this call only. What is looked into is as it was seen.
+            node, name = next(reversed(self.graph.nodes)), self.path_of_module(m)
+            if (node.op, node.target) == ("call_module", name):
+                node.meta[HOOKED] = True
+                self.hooked.add(name)
         return made
 
     def _look_inside(self, m: nn.Module, args: Any, kwargs: Any) -> None:

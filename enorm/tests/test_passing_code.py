@@ -92,10 +92,29 @@ def test_a_hooked_container_says_so() -> None:
     def code(m: Hooking) -> None:
         m.net.register_forward_hook(lambda *_: None)
 
-    plan = enorm.trace(Hooking(code))
-    assert plan.groups == ()
-    assert {skip.where for skip in plan.skipped} == {"net (Sequential)"}
-    assert set(reasons(plan)) == {PUT_ON}
+    class Leaving(Hooking):
+        def forward(self, x: Tensor) -> Any:
+            self.code(self)
+            return self.net(x)
+
+    # Hooks that are there when it is called may stay for later calls.
+    for kind in (Hooking, Leaving):
+        plan = enorm.trace(kind(code))
+        assert plan.groups == ()
+        assert {skip.where for skip in plan.skipped} == {"net (Sequential)"}
+        assert set(reasons(plan)) == {PUT_ON}
+
+
+def test_a_container_with_another_forward_is_as_it_was_seen() -> None:
+    def code(m: Hooking) -> None:
+        layers = list(m.net)
+        m.net.forward = lambda x: layers[4](F.relu(layers[2](x)))  # type: ignore[method-assign]
+
+    model = Hooking(code).double()
+    plan = enorm.trace(model)
+    assert groups(plan) == [(["net.2"], ["net.4"], 6)]
+    assert plan.skipped == ()
+    kept(model, plan, INPUTS)
 
 
 def test_hooks_for_later_calls_are_refused() -> None:
@@ -159,6 +178,6 @@ def test_modules_that_forward_makes_are_looked_into() -> None:
     plan = enorm.trace(model)
     assert groups(plan) == [(["a"], ["b"], 6)]
     kept(model, plan, INPUTS)
-    drawn = Written(lambda m, x: m.b(nn.Linear(6, 6)(m.a(x))))
-    with pytest.raises(enorm.UnsupportedModel):
-        enorm.trace(drawn)
+    hidden = [nn.Linear(6, 6)]
+    with pytest.raises(enorm.UnsupportedModel, match="not a member of this module"):
+        enorm.trace(Written(lambda m, x: m.b(hidden[0](m.a(x)))))
