@@ -626,8 +626,13 @@ def test_example_inputs_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_batchnorm_that_averages_over_all_batches() -> None:
     """How many there have been is a value, and no size needs it."""
+
+    class Viewed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(2, 16)
+
     model = nn.Sequential(
-        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten()),
+        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), Viewed()),
         nn.Linear(16, 2),
     )
     plan = enorm.trace(model, torch.zeros(2, 3, 2, 2))
