@@ -90,6 +90,19 @@ def log_scales(before: nn.Sequential, after: nn.Sequential) -> NDArray[np.float6
     return np.array([z for layer in found for z in layer])
 
 
+def log_range(*models: nn.Sequential) -> float:
+    """The largest ``|ln w|`` of an entry of a weight, a BatchNorm's included, that is not zero."""
+    weights = [
+        one.abs().double().flatten()
+        for model in models
+        for layer in chain(model)
+        for one in (layer.weight, layer.gamma)
+        if one is not None
+    ]
+    entries = torch.cat(weights)
+    return float(entries[entries > 0].log().abs().max())
+
+
 def units(model: nn.Sequential) -> int:
     """How many hidden units have a scale."""
     return sum(len(layer.weight) for layer in balanced_part(chain(model))[:-1])

@@ -13,7 +13,9 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def stored_weight(dtype: torch.dtype, fan_in: int, rewrites: int = 1) -> float:
+def stored_weight(
+    dtype: torch.dtype, fan_in: int, rewrites: int = 1, log_range: float = 0.0
+) -> float:
     """Largest relative error of a rescaled weight against exact arithmetic.
 
     Storing a weight rounds two scales and two products: ``4u``. The scales themselves are square
@@ -23,10 +25,15 @@ def stored_weight(dtype: torch.dtype, fan_in: int, rewrites: int = 1) -> float:
     sums of positive terms, which pass relative errors on without amplifying them: with one such
     contribution from either side, ``2 (n + 2) v`` per group visited. ``fan_in`` is the sum of n
     over all groups. Both factors of a weight carry that error.
+
+    Who holds scales as logarithms, in float64 at least, rounds those as well: with ``log_range``
+    the largest ``|ln w|`` of a weight, before or after, half of that for each of the two norms and
+    twice for ``ln d`` itself, in each of the two factors: ``6 log_range 2^-53``. It matters where
+    a unit's weights are rounding alone, some ``1e-60``.
     """
     u = unit_roundoff(dtype)
     v = min(max(u, 2.0**-53), 2.0**-24)
-    return rewrites * (4 * u + 2 * 2 * (fan_in + 2) * v)
+    return rewrites * (4 * u + 2 * 2 * (fan_in + 2) * v + 6 * log_range * 2.0**-53)
 
 
 def energy(dtype: torch.dtype, p: float, rewrites: int = 1) -> float:
