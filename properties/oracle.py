@@ -153,16 +153,14 @@ def in_range(model: nn.Module, inputs: Tensor) -> bool:
     return max(found) < torch.finfo(inputs.dtype).max / 4
 
 
-def torch_is_right(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether torch computes the model, in its dtype, as it does in float64, but for rounding.
+def torch_is_right(net: Net) -> bool:
+    """Whether torch computes such networks as it says.
 
-    A bfloat16 ``Conv3d`` of one position, with padding and a stride, is memory that nobody has
-    written (torch 2.14 on x86-64). No implementation of ENorm has a part in that.
+    A bfloat16 ``Conv3d`` of one position, with padding and a stride, returns memory that nobody has
+    written (torch 2.14 on x86-64), another time other memory. No implementation of ENorm has a part
+    in that.
     """
-    own, exact = copy.deepcopy(model).eval(), copy.deepcopy(model).double().eval()
-    with torch.no_grad():
-        error = (own(inputs).double() - exact(inputs.double())).abs()
-    return bool((error <= enorm.error_bound(own, inputs, rewrites=0)).all())
+    return not (net.dtype == "bfloat16" and net.axes == 3)
 
 
 def assert_same(

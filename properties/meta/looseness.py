@@ -65,15 +65,12 @@ def of_energy(cycle: Cycle) -> float:
 def of_function(cycle: Cycle, training: bool = False) -> float:
     """Difference of an output, over the bound; zero where none is promised."""
     inputs = cycle.net.draw_inputs()
+    if not oracle.torch_is_right(cycle.net):
+        return 0.0
     if not all(oracle.in_range(model, inputs) for model in (cycle.before, cycle.after)):
         return 0.0
     found = enorm.verify(cycle.before, cycle.after, inputs, plan=cycle.plan, training=training)
-    if found.ratio is None:
-        return 0.0
-    models = (cycle.before, cycle.after)
-    if found.ratio > 1 and not all(oracle.torch_is_right(one, inputs) for one in models):
-        return 0.0
-    return found.ratio
+    return 0.0 if found.ratio is None else found.ratio
 
 
 def of_train_mode(cycle: Cycle) -> float:
