@@ -457,9 +457,7 @@ _run_scripted = torch.jit.ScriptFunction.__call__
 
 def _call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
     """A call of what ``torch.jit`` has compiled, for values of the graph a node of it."""
-    traced = next(
-        (one for one in map(_from_graph, tree_leaves((args, kwargs))) if one is not None), None
-    )
+    traced = _traced_in(args, kwargs)
     if traced is None:
         return _run_scripted(function, *args, **kwargs)
 
@@ -494,9 +492,7 @@ def _taking(owner: Any, name: str) -> Any:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        traced = next(
-            (one for one in map(_from_graph, tree_leaves((args, kwargs))) if one is not None), None
-        )
+        traced = _traced_in(args, kwargs)
         if traced is None:
             return function(*args, **kwargs)
         if name == "__getitem__":
@@ -547,6 +543,12 @@ def _recorded_check(kind: type[nn.Module], count: int | None) -> Any:
             torch._assert(axes == count, f"expected {count} axes")
 
     return method
+
+
+def _traced_in(args: Any, kwargs: Any) -> fx.Proxy | None:
+    """The first value of a graph among arguments."""
+    found = map(_from_graph, tree_leaves((args, kwargs)))
+    return next((one for one in found if one is not None), None)
 
 
 def _from_graph(value: Any) -> fx.Proxy | None:

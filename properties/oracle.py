@@ -142,25 +142,24 @@ def fan_in(model: nn.Module) -> int:
     return sum(2 * parameter[0].numel() for parameter in model.parameters() if parameter.dim() > 1)
 
 
-def in_range(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether no layer's output, taken in float64, comes near the largest number of the dtype."""
-    found = [0.0]
-    wide = copy.deepcopy(model).double()
-    for module in wide.modules():
-        module.register_forward_hook(lambda _m, _i, out: found.append(out.abs().max().item()))
-    with torch.no_grad():
-        wide(inputs.double())
-    return max(found) < torch.finfo(inputs.dtype).max / 4
+def has_function(net: Net, *models: nn.Module) -> bool:
+    """Whether models of ``net`` compute something that could be kept, in their own dtype.
 
-
-def torch_is_right(net: Net) -> bool:
-    """Whether torch computes such networks as it says.
-
-    A bfloat16 ``Conv3d`` of one position, with padding and a stride, returns memory that nobody has
-    written (torch 2.14 on x86-64), another time other memory. No implementation of ENorm has a part
-    in that.
+    Not where a layer's output, taken in float64, comes near the dtype's largest number, as may
+    happen in half precision. Nor where torch does not compute what it says: a bfloat16 ``Conv3d``
+    of one position, with padding and a stride, returns memory that nobody has written, another time
+    other memory (torch 2.14 on x86-64).
     """
-    return not (net.dtype == "bfloat16" and net.axes == 3)
+    if net.dtype == "bfloat16" and net.axes == 3:
+        return False
+    found = [0.0]
+    for model in models:
+        wide = copy.deepcopy(model).double()
+        for module in wide.modules():
+            module.register_forward_hook(lambda _m, _i, out: found.append(out.abs().max().item()))
+        with torch.no_grad():
+            wide(net.draw_inputs().double())
+    return max(found) < torch.finfo(net.torch_dtype).max / 4
 
 
 def assert_same(

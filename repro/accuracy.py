@@ -264,11 +264,17 @@ def beside_published(claim: Claim, runs: Runs) -> Finding:
         return Finding(claim, "not run")
     finding = _in_band(claim, found, claim.options.get("band", [-1.0, 1.0]))
     points = bands(of_series(runs.finished, series), known)
-    outside = points[(points["mean"] - points["published"]).abs() > points["half"]]
+    outside = _outside(points)
     note = f"{len(outside)} of {len(points)} points outside the band of a published curve"
     if len(outside):
-        note += f" ({_at(list(outside.index))})"
+        note += f" ({_at(outside)})"
     return replace(finding, note=f"{finding.note}; {note}" if len(points) else finding.note)
+
+
+def _outside(points: pd.DataFrame) -> list[int]:
+    """Depths at which a mean lies outside the band around a published point."""
+    difference = points["mean"] - points["published"]
+    return [int(depth) for depth in points.index[difference.abs() > points["half"]]]
 
 
 def _in_band(claim: Claim, found: Estimate, band: Sequence[float]) -> Finding:
@@ -331,7 +337,7 @@ def only_apart(claim: Claim, runs: Runs) -> Finding:
     if depth not in points.index or not runs.comparable:
         return Finding(claim, "not run")
     difference = points["mean"] - points["published"]
-    outside = list(points.index[difference.abs() > points["half"]])
+    outside = _outside(points)
     verdict: Verdict = "inconclusive"
     if outside == [depth]:
         verdict = "reproduced"

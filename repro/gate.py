@@ -3,10 +3,11 @@
 The committed runs are those of ``repro/evidence`` for the paper preset and of ``repro/reference``
 for others. A run whose spec, images, device, threads and versions are those of a committed one has
 to give the same curve, bit for bit; any run with the spec and images of a committed one, also one
-made by an older version of the numerics, the same scales after its first cycle, but for rounding. A
-cell is a series at a depth with so many epochs;
-it may end as a committed run of it does, finite or diverged, but not surely more or less often the
-one (Fisher's exact test at 0.05 / m), and its mean has to lie within
+made by an older version of the numerics, the same scales after its first cycle, but for rounding.
+
+A cell is a series at a depth with so many epochs; it may end as a committed run of it does, finite
+or diverged, but not surely more or less often the one (Fisher's exact test at 0.05 / m), and its
+mean has to lie within
 
     reference mean ± t(1 − 0.05 / (2 m), ν) s sqrt(1/n + 1/n_reference),
 

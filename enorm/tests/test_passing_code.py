@@ -148,6 +148,16 @@ def test_values_that_hooks_collect_are_missed_in_so_many_words() -> None:
     with pytest.raises(enorm.UnsupportedModel, match=r"IndexError.*Forward hooks, by which it may"):
         enorm.trace(Reading(collecting))
 
+    class Asking(Hooking):
+        def forward(self, x: Tensor) -> Any:
+            self.code(self)
+            return self.net(x) if self.net(x).shape[0] > 2 else x
+
+    with pytest.raises(
+        enorm.UnsupportedModel, match=r"Forward hooks, by which.*If it asks for size"
+    ):
+        enorm.trace(Asking(collecting))
+
 
 @pytest.fixture
 def swish() -> Any:

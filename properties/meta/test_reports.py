@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from properties import replay
+from properties import replay, table
 from properties.meta.mutants import MUTANTS, plant
 from properties.meta.project import ROOT, copy_to, run_suite
 
@@ -284,3 +284,15 @@ def test_replay_takes_what_hypothesis_notes() -> None:
         + "\"net=Net(inputs=1, hidden=()), order='cyclic'\""
     )
     assert replay.command("test_x.py::test_other", notes) is None
+
+
+def test_a_report_of_a_part_is_no_page() -> None:
+    every = dict.fromkeys(table.properties(), "passed")
+    report = {"implementation": "mine", "version": "1", "capabilities": {}, "outcomes": every}
+    assert "mine 1" in table.render([report])
+    some = {**report, "outcomes": dict(list(every.items())[1:])}
+    with pytest.raises(ValueError, match=rf"of mine lacks 1 of {len(every)} properties, as test_"):
+        table.render([some])
+    more = {**report, "outcomes": {**every, "test_x.py::test_y": "passed"}}
+    with pytest.raises(ValueError, match=r"of mine has others, as test_x\.py::test_y"):
+        table.render([more])

@@ -23,22 +23,25 @@ def test_bounds_hold_and_are_not_idle(dtype: str) -> None:
 
 
 def test_scales_of_noise_are_within_their_own_term() -> None:
-    """A unit in front of which there is only rounding has a scale that is far from 1."""
-    net = Net(inputs=2, hidden=(Hidden(out=3, bias=False),) * 2, dtype="float64", seed=1)
-    measured = []
-    for exponent in range(40, 100):
+    """A unit in front of which there is only rounding has a scale that is far from 1.
+
+    Without the term for logarithms the bound would not hold.
+    """
+    net = Net(inputs=1, hidden=(Hidden(out=1, bias=False),), outputs=1, dtype="float64", seed=1)
+    beyond = 0
+    for exponent in range(40, 150):
         model = net.build()
         with torch.no_grad():
-            oracle.chain(model)[0].weight[1] *= 10.0**-exponent
+            model.get_parameter("0.weight").mul_(10.0**-exponent)
         before = copy.deepcopy(model)
         enorm.ENorm(model).step()
         expected = oracle.cycle(oracle.chain(before), 2.0, 1.0, "cyclic")
-        errors = [
+        error = max(
             ((mine.weight - theirs.weight).abs() / theirs.weight.abs()).max().item()
             for mine, theirs in zip(oracle.chain(model), expected, strict=True)
-        ]
+        )
+        dtype, fan_in = net.torch_dtype, oracle.fan_in(model)
         log_range = oracle.log_range(before, model)
-        bound = tolerances.stored_weight(net.torch_dtype, oracle.fan_in(model), log_range=log_range)
-        assert max(errors) <= bound
-        measured.append(max(errors) / (log_range * 2.0**-53))
-    assert max(measured) >= 0.2, "the term is not idle"
+        assert error <= tolerances.stored_weight(dtype, fan_in, log_range=log_range)
+        beyond += error > tolerances.stored_weight(dtype, fan_in)
+    assert beyond > 0

@@ -12,6 +12,7 @@ import torch
 
 from enorm import _apply, _stepper
 from repro import figure2, gate, page, records, table
+from repro.claims import Verdict
 from repro.data import Images
 from repro.experiments import FIGURE2
 from repro.records import Record
@@ -281,17 +282,28 @@ def test_an_expected_verdict_that_is_none_of_all_runs_is_stopped(
 ) -> None:
     preset = PRESETS["paper"]
     report = page.read(gate.committed(preset))
-    wrong = [
-        replace(one, claim=replace(one.claim, expected="not reproduced"))
-        if one.claim.id == "baseline-above-authors"
-        else one
-        for one in report.findings
-    ]
-    assert gate.check(report.records, replace(report, findings=tuple(wrong)), preset) == 1
+
+    def checked(expected: Verdict, **environment: object) -> int:
+        wrong = [
+            replace(one, claim=replace(one.claim, expected=expected))
+            if one.claim.id == "baseline-above-authors"
+            else one
+            for one in report.findings
+        ]
+        done = [
+            replace(one, environment={**one.environment, **environment}) for one in report.records
+        ]
+        return gate.check(done, replace(report, findings=tuple(wrong)), preset)
+
+    assert checked("not reproduced") == 1
     error = capsys.readouterr().err
     assert error == (
         "gate: verdict of baseline-above-authors: reproduced, expected not reproduced\n"
     )
+    assert checked("inconclusive") == 1
+    # Elsewhere an interval may end on the other side of its band.
+    assert checked("inconclusive", torch="9.9") == 0
+    assert checked("not reproduced", torch="9.9") == 1
 
 
 def test_a_cycle_that_does_nothing_is_found_on_any_machine(known: list[Record]) -> None:
@@ -303,6 +315,9 @@ def test_a_cycle_that_does_nothing_is_found_on_any_machine(known: list[Record]) 
         )
         elsewhere = moved(record, 0.0, torch="9.9")
         idle.append(replace(elsewhere, result=replace(record.result, scales=scales)))
+    # Of an older version of the numerics, too, whose keys are others.
+    older = [replace(record, key=f"older{record.key}") for record in known]
+    assert gate.compare(idle, older) == gate.compare(idle, known)
     cells, wrong = gate.compare(idle, known)
     assert cells == 4
     runs = [one for one in known if one.spec.method == "enorm"]
